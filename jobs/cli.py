@@ -1,0 +1,61 @@
+"""`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`, and `rayrlhf doctor`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jobs.command import USER_ERROR, complain
+
+JOBS = {
+    "prepare": "read, clean and split the data, train the tokenizer",
+    "pretrain": "train a causal language model on text",
+    "sft": "fine-tune on prompt and completion",
+    "reward_model": "train a reward model on preferences",
+    "ppo": "train the policy against the reward model",
+    "evaluate": "compare a policy with the one it started from",
+    "generate": "answer prompts in the terminal, without a cluster",
+    "serve": "serve a model over HTTP, OpenAI's protocol",
+    "pipeline": "all stages as one job, skipping finished ones",
+}
+TOOLS = {"doctor": "say what is missing on this machine and how to mend it"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job that the first argument names; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        from rayrlhf.version import __version__
+
+        print(f"rayrlhf {__version__}")
+        return 0
+    if name == "doctor":
+        from rayrlhf import doctor
+
+        return doctor.main(rest)
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, [*JOBS, *TOOLS], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*JOBS, *TOOLS])}."
+        complain(f"no job {name!r}; {hint} `rayrlhf --help` says what each does.")
+        return USER_ERROR
+    job = importlib.import_module(f"jobs.{name}")
+    return int(job.main(rest))
+
+
+def usage() -> str:
+    """What `rayrlhf --help` prints."""
+    lines = ["usage: rayrlhf JOB [CONFIG.yaml] [key=value ...] [--help | --print-config | --dry-run]", ""]
+    for title, commands in (("jobs", JOBS), ("tools", TOOLS)):
+        lines += [title, *(f"  {name:<14}{about}" for name, about in commands.items()), ""]
+    lines.append("`rayrlhf JOB --help` lists every key of a job; `rayrlhf --version` is there too.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

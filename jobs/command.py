@@ -1,0 +1,233 @@
+"""What every job's command line does: `JOB [CONFIG.yaml] [key=value ...]`, the same for all of them.
+
+    parse -> load -> check -> (print the plan | fit -> join the cluster -> run -> leave it)
+
+Exit codes: 0 done, 2 a `UserError` (one message, no traceback), 130 interrupted, 1 anything else
+(with its traceback).  Nothing heavy is imported before it is needed, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rayrlhf.config import Section, load, to_yaml
+from rayrlhf.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from cluster.layout import RolePlan
+
+C = TypeVar("C", bound=Section)
+
+FLAGS = ("--help", "-h", "--print-config", "--dry-run")
+INTERRUPTED = 130  # the shell's code for SIGINT
+USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line."""
+
+    config: str | None
+    overrides: list[str]
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Job(Generic[C]):
+    name: str
+    config_class: type[C]
+    check: Callable[[C], None]
+    plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]]
+    run: Callable[[C], Any]
+    cluster: bool
+
+
+def main(
+    name: str,
+    config_class: type[C],
+    check: Callable[[C], None],
+    plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]],
+    run: Callable[[C], Any],
+    argv: Sequence[str] | None = None,
+    *,
+    cluster: bool = True,
+) -> int:
+    """Runs the job `name` with `argv` (default: the process's arguments); returns the exit code.
+
+    `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray connected when `cluster` is true.
+    """
+    with _interruptible() as listen:
+        try:
+            return _main(_Job(name, config_class, check, plan, run, cluster), argv, listen)
+        except KeyboardInterrupt:
+            complain(f"{name}: interrupted; finished stages are kept", "stopped")
+            return INTERRUPTED
+        except Exception as error:
+            cause = user_error(error)
+            if cause is None:
+                raise
+            complain(str(cause))
+            return USER_ERROR
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Splits a command line into the configuration file, the overrides and the flags; raises ConfigError."""
+    files, overrides, flags = [], [], set()
+    for argument in argv:
+        if argument.startswith("-"):
+            if argument not in FLAGS:
+                near = difflib.get_close_matches(argument, FLAGS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FLAGS)}"
+                raise ConfigError(f"unknown option {argument}; {hint} Other settings are written key=value.")
+            flags.add(argument)
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            files.append(argument)
+    if len(files) > 1:
+        raise ConfigError(f"one configuration file is taken, got {', '.join(files)}; settings are key=value")
+    return Arguments(files[0] if files else None, overrides, frozenset(flags))
+
+
+def user_error(error: BaseException | None, depth: int = 10) -> UserError | None:
+    """The `UserError` that `error` is or was caused by, in this process or a remote one; else None.
+
+    Ray wraps what a task or actor raised (`.cause`), Ray Train what its workers raised
+    (`.worker_failures`, `.controller_failure`); Python chains by `__cause__`.
+    """
+    if error is None or depth == 0:
+        return None
+    # Ray's wrapper is an instance of both classes, but its text is the remote traceback: look inside first.
+    inner = [getattr(error, "cause", None), getattr(error, "controller_failure", None), error.__cause__]
+    inner += list(getattr(error, "worker_failures", {}).values())
+    for cause in inner:
+        found = user_error(cause, depth - 1) if isinstance(cause, BaseException) else None
+        if found is not None:
+            return found
+    return error if isinstance(error, UserError) else None
+
+
+def complain(message: str, label: str = "error") -> None:
+    """One message on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble((f"{label}: ", "bold red"), message), highlight=False)
+
+
+def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.flags & {"--help", "-h"}:
+        from rayrlhf.config_help import help_text
+
+        print(help_text(job.config_class, job.name))
+        return 0
+    config = load(job.config_class, arguments.config, arguments.overrides)
+    if "--print-config" in arguments.flags:
+        print(to_yaml(config), end="")
+        return 0
+    is_dry = "--dry-run" in arguments.flags
+    job.check(config)
+    if job.cluster:
+        return _dry_run(job, config) if is_dry else _run_on_cluster(job, config, listen)
+    if is_dry:
+        print(f"{job.name}: the configuration is right; runs in this process, without a cluster")
+    else:
+        job.run(config)
+    return 0
+
+
+def _dry_run(job: _Job[C], config: C) -> int:
+    from cluster import bring_up
+    from cluster.layout import fits, render
+
+    plans, nodes = _plan(job, config), bring_up.planned_nodes()
+    for stage, roles in plans.items():
+        print(f"{stage}:" if len(plans) > 1 else "", render(roles, nodes), sep="\n" if len(plans) > 1 else "")
+    for roles in plans.values():
+        fits(roles, nodes)
+    return 0
+
+
+def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
+    from cluster import bring_up
+    from cluster.layout import fits
+
+    plans = _plan(job, config)
+    if "RAY_ADDRESS" not in os.environ:
+        for roles in plans.values():
+            fits(roles, bring_up.planned_nodes())  # before a local cluster is started for nothing
+    # DeepSpeed calls ninja, which pip puts beside python: not on PATH unless the environment is activated
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    try:
+        bring_up.connect()
+        listen()  # Ray has put its own handler in place
+        for roles in plans.values():
+            fits(roles, bring_up.nodes())
+        job.run(config)
+    finally:
+        with _deaf():
+            bring_up.disconnect()
+    return 0
+
+
+def _plan(job: _Job[C], config: C) -> dict[str, list[RolePlan]]:
+    """The plans, by stage, of a run whose results will not be lost; stages run one after the other."""
+    from cluster import bring_up
+
+    run = getattr(config, "run", None)  # serve writes no run
+    if run is not None:
+        bring_up.check_run_root(run.root)
+    plans = job.plan(config)
+    return plans if isinstance(plans, dict) else {job.name: plans}
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM (`ray job stop`) stops a job as Ctrl-C does; yields a way to listen again."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach only the main thread
+        yield lambda: None
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, interrupt)
+
+    listen()
+    try:
+        yield listen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A second Ctrl-C while leaving would strand processes; unlike SIG_IGN, a handler is not inherited."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def wait(number: int, frame: object) -> None:
+        complain("leaving the cluster, a moment", "interrupted")
+
+    before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""The errors this project raises on purpose.
+
+Every message says what happened with the values, the likely cause, and what to set.
+All of them carry one message string, so they survive pickling between Ray processes.
+"""
+
+
+class RayRLHFError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UserError(RayRLHFError):
+    """Something the user can mend; the command line prints it without a traceback and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A key or a value of the configuration is wrong."""
+
+
+class DataError(UserError):
+    """A data file is missing, empty or of the wrong form."""
+
+
+class ModelError(UserError):
+    """A model folder is incomplete or does not fit what is asked of it."""
+
+
+class CheckpointError(UserError):
+    """A stage directory is missing, torn, or of another kind than asked for."""
+
+
+class ResourceError(UserError):
+    """More resources are asked than the cluster has."""
+
+
+class RoleError(RayRLHFError):
+    """A call to an actor failed; the message holds the role's name and the remote traceback."""
+
+
+class DeadlineError(RoleError):
+    """A call to an actor did not answer in time."""

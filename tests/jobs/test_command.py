@@ -1,0 +1,293 @@
+"""The shared command line: what is parsed, printed, started and left, and with which exit code."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from cluster import bring_up
+from cluster.layout import PoolPlan, RolePlan
+from jobs import cli, command
+from rayrlhf.config import Section
+from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, RoleError
+from rayrlhf.run import RunConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+class Config(Section):
+    """A job that does nothing."""
+
+    run: RunConfig = Field(default=RunConfig(name="demo"), description="which run")
+    cpus: float = Field(default=1.0, description="how many it asks for")
+
+
+def plan(config: Config) -> list[RolePlan]:
+    pool = PoolPlan("all", 1, config.cpus, 0.0, "PACK")
+    return [RolePlan("policy", 1, config.cpus, 0.0, 0.5, 1, pool, (0,))]
+
+
+def nothing(config: Config) -> None:
+    pass
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What happened, in order; no Ray is started."""
+    happened: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(bring_up, "connect", lambda: happened.append("connect"))
+    monkeypatch.setattr(bring_up, "disconnect", lambda: happened.append("disconnect"))
+    monkeypatch.setattr(bring_up, "nodes", lambda: [{"CPU": 4.0, "memory": 8.0 * 2**30}])
+    monkeypatch.setattr(bring_up, "planned_nodes", lambda: [{"CPU": 4.0, "memory": 8.0 * 2**30}])
+    return happened
+
+
+def job(calls: list[str], *argv: str, check=nothing, fail: BaseException | None = None, **options) -> int:
+    def run(config: Config) -> None:
+        calls.append(f"run {config.run.name}")
+        if fail is not None:
+            raise fail
+
+    return command.main("job", Config, check, plan, run, argv, **options)
+
+
+# ---- the command line ------------------------------------------------------------------------------
+
+
+def test_parse():
+    arguments = command.parse(["run.seed=1", "c.yaml", "--dry-run", "note=a.yaml"])
+    assert arguments == command.Arguments("c.yaml", ["run.seed=1", "note=a.yaml"], frozenset({"--dry-run"}))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["a.yaml", "b.yaml"], "one configuration file is taken, got a.yaml, b.yaml"),
+        (["--dryrun"], "did you mean --dry-run?"),
+        (["--run.seed=1"], "written key=value"),
+    ],
+)
+def test_parse_refuses(argv, said):
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        command.parse(argv)
+
+
+def test_help_and_print_config_start_nothing(calls, capsys):
+    assert job(calls, "--help") == 0
+    assert "run.seed  (int)  = 0" in capsys.readouterr().out
+    assert job(calls, "--print-config", "run.seed=3") == 0
+    assert capsys.readouterr().out == "run:\n  name: demo\n  root: runs\n  seed: 3\ncpus: 1.0\n"
+    assert calls == []
+
+
+def test_dry_run_shows_the_plan(calls, capsys):
+    assert job(calls, "--dry-run") == 0
+    assert "policy" in capsys.readouterr().out
+    assert job(calls, "--dry-run", "cpus=64") == 2
+    captured = capsys.readouterr()
+    assert "64" in captured.out and captured.err.startswith("error: ")
+    assert calls == []
+
+
+# ---- running ---------------------------------------------------------------------------------------
+
+
+def test_run_is_between_connect_and_disconnect(calls):
+    assert job(calls, "run.name=x") == 0
+    assert calls == ["connect", "run x", "disconnect"]
+
+
+def test_without_a_cluster(calls):
+    assert job(calls, cluster=False) == 0
+    assert calls == ["run demo"]
+    assert job(calls, "--dry-run", cluster=False) == 0
+    assert calls == ["run demo"]
+
+
+def test_too_much_is_refused_before_anything_starts(calls, capsys):
+    assert job(calls, "cpus=64") == 2
+    assert calls == [] and "64" in capsys.readouterr().err
+
+
+def test_check_comes_first(calls, capsys):
+    def check(config: Config) -> None:
+        raise DataError("train.jsonl is empty")
+
+    assert job(calls, check=check) == 2
+    assert calls == [] and capsys.readouterr().err == "error: train.jsonl is empty\n"
+
+
+def test_relative_root_in_a_submitted_job(calls, capsys, monkeypatch):
+    monkeypatch.setattr(bring_up, "in_submitted_job", lambda: True)
+    assert job(calls) == 2
+    assert calls == [] and "run.root=$PWD/runs" in capsys.readouterr().err
+    assert job(calls, "run.root=/shared/runs") == 0
+
+
+def test_user_errors_are_one_message_and_the_cluster_is_left(calls, capsys):
+    assert job(calls, fail=ModelError("no [tokenizer] in the folder")) == 2
+    assert calls == ["connect", "run demo", "disconnect"]
+    assert capsys.readouterr().err == "error: no [tokenizer] in the folder\n"
+
+
+def test_other_errors_keep_their_traceback(calls):
+    with pytest.raises(ZeroDivisionError):
+        job(calls, fail=ZeroDivisionError())
+    assert calls[-1] == "disconnect"
+
+
+def test_interrupt_leaves_the_cluster(calls):
+    assert job(calls, fail=KeyboardInterrupt()) == 130
+    assert calls[-1] == "disconnect"
+
+
+def test_own_signal_handlers_come_back(calls):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    job(calls)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# ---- errors from other processes -------------------------------------------------------------------
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def test_user_error_is_found_inside_rays_errors():
+    from ray.exceptions import RayTaskError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    user = ModelError("the model folder has no tokenizer")
+    remote = RayTaskError("load", "Traceback ...", user).as_instanceof_cause()
+    assert isinstance(remote, ModelError)  # and its text is the traceback
+    for error in [
+        user,
+        remote,
+        WorkerGroupError("worker 1 failed", {1: remote}),
+        ControllerError(WorkerGroupError("worker 0 failed", {0: user})),
+        caused(RoleError("policy.update: Traceback ..."), remote),
+    ]:
+        found = command.user_error(error)
+        assert found is not None and str(found) == "the model folder has no tokenizer", error
+    assert command.user_error(RoleError("policy died")) is None
+    assert command.user_error(caused(ValueError(), KeyError())) is None
+
+
+def test_user_error_from_a_real_actor(ray_local):
+    import ray
+
+    def fail() -> None:
+        raise ResourceError("asked for 3, there are 2")
+
+    with pytest.raises(ResourceError) as caught:
+        ray.get(ray.remote(fail).options(num_cpus=0.1).remote())
+    assert "Traceback" in str(caught.value) or "ray::" in str(caught.value)
+    assert str(command.user_error(caught.value)) == "asked for 3, there are 2"
+
+
+# ---- processes -------------------------------------------------------------------------------------
+
+SLEEPER = """
+import sys, time
+from cluster import bring_up
+from jobs import command
+from rayrlhf.config import Section
+
+def connect():
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as ray.init does
+    print("connected", flush=True)
+
+bring_up.connect = connect
+bring_up.disconnect = lambda: (time.sleep(0.5), print("disconnected", flush=True))
+bring_up.nodes = lambda: [{"CPU": 4.0, "memory": 2.0**34}]
+
+def run(config):
+    print("running", flush=True)
+    time.sleep(60)
+
+sys.exit(command.main("sleeper", Section, lambda c: None, lambda c: [], run, []))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_a_job_cleanly(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline().strip() for _ in range(2)]
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)  # a second one does not cut the leaving short
+    out, err = process.communicate(timeout=30)
+    assert lines == ["connected", "running"] and out.strip() == "disconnected"
+    assert process.returncode == 130
+    assert "sleeper: interrupted" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", cli.JOBS)
+def test_every_job_has_main_and_quick_help(name):
+    module = f"jobs.{name}"
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    elapsed = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"usage: rayrlhf {name} [CONFIG.yaml] [key=value ...]")
+    imported = {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    heavy = imported & {"torch", "ray", "vllm", "deepspeed", "transformers", "numpy", "pyarrow", "datasets"}
+    assert not heavy, f"{module} --help imports {heavy}"
+    assert elapsed < 5.0  # about half a second on a quiet machine
+    assert callable(importlib.import_module(module).main)
+
+
+# ---- rayrlhf ---------------------------------------------------------------------------------------
+
+
+def test_cli(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "rayrlhf 0.1.0\n"
+    assert cli.main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(name in usage for name in [*cli.JOBS, "doctor"])
+    assert cli.main(["ppp"]) == 2
+    assert "did you mean ppo?" in capsys.readouterr().err
+
+
+def test_cli_passes_arguments_on(monkeypatch):
+    seen: list[list[str]] = []
+    fake = type(sys)("jobs.sft")
+    fake.main = lambda argv: seen.append(argv) or 7  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jobs.sft", fake)
+    assert cli.main(["sft", "c.yaml", "run.seed=1"]) == 7
+    assert seen == [["c.yaml", "run.seed=1"]]
+
+
+def test_version_is_the_installed_one():
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        assert version("rayrlhf") == "0.1.0"
+    except PackageNotFoundError:
+        pytest.skip("not installed; `make venv` installs it")
+
+
+def test_every_job_file_is_known():
+    files = [path for path in (ROOT / "jobs").glob("*.py") if "\ndef main(" in path.read_text()]
+    assert {path.stem for path in files} - {"cli", "command"} == set(cli.JOBS)
