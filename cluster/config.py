@@ -1,0 +1,93 @@
+"""Which role runs where: pools of bundles and the roles on them, as the user writes them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from rayrlhf.config import Section
+
+LAYOUTS = Path(__file__).parent / "layouts"
+
+
+class Pool(Section):
+    """Equal bundles reserved together, as one Ray placement group."""
+
+    bundles: int = Field(default=1, ge=1, description="Number of bundles; a bundle lies on one node.")
+    cpus: float = Field(default=1.0, ge=0, description="CPUs of each bundle.")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs of each bundle.")
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        default="PACK", description="How Ray places the bundles: on few nodes, many, exactly one, each on its own."
+    )
+
+
+class RoleLayout(Section):
+    """Where one role's ranks (policy, critic) or replicas (rollout, reference, reward) run."""
+
+    pool: str = Field(description="Name of the pool.")
+    ranks: int = Field(default=1, ge=1, description="Number of actors; rank r starts looking for room at bundle r.")
+    cpus: float = Field(default=1.0, ge=0, description="CPUs reserved for each actor (may be a fraction).")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs reserved for each actor (may be a fraction).")
+    threads: int = Field(default=1, ge=1, description="CPU threads each actor computes with (OMP_NUM_THREADS).")
+
+
+class LayoutConfig(Section):
+    """A shipped layout by name, a YAML file by path, or written out; written parts overlay the base."""
+
+    base: str | None = Field(
+        default="cpu",
+        description="Shipped layout (cpu, one_gpu, eight_gpu, two_node) or path of a YAML file to start "
+        "from; null: pools and roles are written out here.",
+    )
+    pools: dict[str, Pool] = Field(description="Pools of bundles by name.")
+    roles: dict[str, RoleLayout] = Field(description="Roles by name: policy, critic, reference, reward, rollout.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _overlay_base(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = {"base": given}
+        if not isinstance(given, dict):
+            return given
+        base = given.get("base", cls.model_fields["base"].default)
+        if base is None:
+            return given
+        return _merge(_read(base), {**given, "base": base})
+
+    @model_validator(mode="after")
+    def _roles_have_pools(self) -> LayoutConfig:
+        for name, role in self.roles.items():
+            if role.pool not in self.pools:
+                raise ValueError(
+                    f"role {name} is on pool {role.pool!r}, which does not exist; pools: "
+                    f"{', '.join(self.pools)}. Set layout.roles.{name}.pool or add layout.pools.{role.pool}"
+                )
+        idle = set(self.pools) - {role.pool for role in self.roles.values()}
+        if idle:
+            raise ValueError(f"no role is on pool {', '.join(sorted(idle))}; remove it, or put a role on it")
+        return self
+
+
+def _read(base: str) -> dict[str, Any]:
+    path = LAYOUTS / f"{base}.yaml"
+    if not path.is_file():
+        path = Path(base)
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in LAYOUTS.glob("*.yaml")))
+        raise ValueError(f"no layout {base!r}: neither a shipped one ({shipped}) nor a file")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"layout file {path} must hold the keys pools and roles")
+    return content
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.copy(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,93 @@
+"""Placement groups made from a layout, and the options that put each actor into its bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster import bring_up
+from cluster.config import LayoutConfig
+from cluster.layout import PoolPlan, fits, plan, pools_of
+from rayrlhf.errors import ResourceError
+
+_REPORT_EVERY_S = 5.0
+
+
+class Placement:
+    """Bundles reserved for a layout; `release` gives them back."""
+
+    def __init__(self, layout: LayoutConfig, groups: dict[str, PlacementGroup]) -> None:
+        """Use `Placement.reserve`."""
+        self._plans = {role.name: role for role in plan(layout)}
+        self._groups = groups
+
+    @classmethod
+    def reserve(cls, layout: LayoutConfig, deadline_s: float, say: Callable[[str], None] = print) -> Placement:
+        """Reserves every pool of the layout on the connected cluster.
+
+        What the cluster could never hold is refused at once; for what others use now it waits,
+        saying what it asks and what is free.  Raises ResourceError.
+        """
+        roles = plan(layout)
+        fits(roles, bring_up.nodes())
+        end = time.monotonic() + deadline_s
+        placement = cls(layout, {})
+        try:
+            for pool in pools_of(roles):
+                bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}
+                group = placement_group([bundle] * pool.bundles, strategy=pool.strategy)
+                placement._groups[pool.name] = group
+                _wait(group, pool, end, deadline_s, say)
+        except BaseException:
+            placement.release()
+            raise
+        return placement
+
+    def count(self, role: str) -> int:
+        """How many actors the role has."""
+        return self._plans[role].ranks
+
+    def options(self, role: str, rank: int) -> dict[str, Any]:
+        """Arguments of `ActorClass.options` for this rank: resources, name, placement, environment."""
+        place = self._plans[role]
+        threads = str(place.threads)
+        return {
+            "name": f"{role}-{rank}",
+            "num_cpus": place.cpus,
+            "num_gpus": place.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self._groups[place.pool.name],
+                placement_group_bundle_index=place.bundles[rank],
+                # what an actor starts in turn (vLLM's workers are processes, not actors) is not
+                # to take the bundle's share of another role
+                placement_group_capture_child_tasks=False,
+            ),
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        }
+
+    def release(self) -> None:
+        """Gives the bundles back; actors still in them are killed by Ray."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups = {}
+
+
+def _wait(group: PlacementGroup, pool: PoolPlan, end: float, deadline_s: float, say: Callable[[str], None]) -> None:
+    asked = f"pool {pool.name} asks {pool.bundles} x {pool.cpus:g} CPU, {pool.gpus:g} GPU ({pool.strategy})"
+    while True:
+        left = end - time.monotonic()
+        if group.wait(max(0.1, min(left, _REPORT_EVERY_S))):
+            return
+        free = ray.available_resources()
+        state = f"{asked}; free in the cluster: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+        if time.monotonic() >= end:
+            raise ResourceError(
+                f"no room after {deadline_s:g} s: {state}. Others hold the rest: see the dashboard's Actors "
+                "tab and `ray status`; wait for them, or ask less in layout"
+            )
+        say(f"waiting for room, {max(0.0, left):.0f} s left: {state}")

@@ -1,0 +1,150 @@
+"""Prepare data: clean, split, make rows of every kind, train the tokenizer.
+
+    runs/NAME/prepare/step_000000/model/                       the tokenizer with its chat template
+                                 /state/KIND/{train,validation}/   Parquet
+                                 /state/words.txt              the words of the training texts
+
+The demo's snippets give the kinds text, prompt_completion, preference and prompts; a user's texts give text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from rayrlhf.config import Section
+from rayrlhf.data.config import DEMO, SnippetsConfig, SourceConfig, TokenizerConfig
+from rayrlhf.errors import DataError
+from rayrlhf.run import RunConfig
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from cluster.layout import RolePlan
+
+KIND = "prepare"
+SPLITS = ("train", "validation")
+ROWS_PER_FILE = 50_000
+
+
+class PrepareConfig(Section):
+    """Raw text to training rows and a tokenizer."""
+
+    run: RunConfig = Field(description="which run this is")
+    data: SourceConfig = Field(default=SourceConfig(), description="where text comes from, its split")
+    snippets: SnippetsConfig = Field(default=SnippetsConfig(), description="the demo's prompts and pairs")
+    tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer to train")
+
+
+def check(config: PrepareConfig) -> None:
+    """The source is there and of the right form; DataError otherwise."""
+    from rayrlhf.data import fetch, sources
+
+    if config.data.source == DEMO:
+        fetch.require()
+    else:
+        sources.check(config.data.source, config.data.format, "text")
+
+
+def plan(config: PrepareConfig) -> list[RolePlan]:
+    """No actors: Ray Data's own tasks take what CPUs there are."""
+    return []
+
+
+def run(config: PrepareConfig) -> str:
+    """Write the stage; returns its directory.  Ray is connected."""
+    from rayrlhf.checkpoint import StageWriter
+
+    writer = StageWriter(config.run.stage(KIND), step=0)
+    metrics = _write(config, writer.model_dir, writer.state_dir)
+    return writer.finish(KIND, config.model_dump(mode="json"), parents={}, metrics=metrics)
+
+
+def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
+    """Tables, words and tokenizer; returns the data card: rows in, dropped and out."""
+    from rayrlhf.data import cleaning, demo, fetch, sources, tokenizer
+
+    is_demo = config.data.source == DEMO
+    data = config.data
+    raw = demo.snippets(str(fetch.require())) if is_demo else sources.read(data.source, data.format, "text")
+    normal_form = demo.normal_form if is_demo else cleaning.normalise
+    kept, counts = cleaning.clean(raw, data.min_chars, data.max_chars, normal_form)
+    metrics = {f"data/clean_{fate}": float(count) for fate, count in counts.items()}
+    for split in SPLITS:
+        for kind, rows in _tables(kept, split, config, is_demo).items():
+            count = _write_table(rows, os.path.join(state_dir, kind, split))
+            if not count:
+                raise DataError(
+                    f"no {kind} row for {split} in {data.source}: {counts}. "
+                    "Give more text, or change data.validation_share or the limits on length."
+                )
+            metrics[f"data/{kind}_{split}_rows"] = float(count)
+            print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
+    seen: set[str] = set()
+    texts = _training_texts(os.path.join(state_dir, "text", "train"), seen)
+    made = tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.model_max_length)
+    made.save_pretrained(model_dir)
+    with open(os.path.join(state_dir, "words.txt"), "w", encoding="utf-8") as file:
+        file.writelines(f"{word}\n" for word in sorted(seen))
+    return metrics | {"data/vocab_size": float(len(made)), "data/words": float(len(seen))}
+
+
+def _tables(kept: Dataset, split: str, config: PrepareConfig, is_demo: bool) -> dict[str, Dataset]:
+    """The tables of one split, by kind."""
+    from rayrlhf.data import demo
+
+    share, snippets = config.data.validation_share, config.snippets
+    part = kept.map_batches(partial(_of_split, split=split, share=share), batch_format="pyarrow")
+    tables = {"text": demo.text_rows(part)}
+    if is_demo:
+        tables["prompt_completion"] = demo.prompt_completion_rows(part, snippets)
+        tables["preference"] = demo.preference_rows(kept, split, share, snippets)
+        tables["prompts"] = demo.prompt_rows(kept, split, share, snippets)
+    return tables
+
+
+def _write_table(rows: Dataset, folder: str) -> int:
+    """Write `rows` as Parquet under `folder`; returns how many there are."""
+    from pyarrow import dataset
+
+    os.makedirs(folder)
+    rows.repartition(target_num_rows_per_block=ROWS_PER_FILE, strict=True).write_parquet(folder)
+    return int(dataset.dataset(folder, format="parquet").count_rows())
+
+
+def _training_texts(folder: str, seen: set[str]) -> Iterator[list[str]]:
+    """Batches of the training texts; their words are put into `seen` on the way."""
+    from rayrlhf.data import demo, sources
+
+    rows = sources.read(folder, "parquet", "text")
+    batch: Any  # a pyarrow.Table
+    for batch in rows.iter_batches(batch_size=1024, batch_format="pyarrow"):
+        texts = batch["text"].to_pylist()
+        for text in texts:
+            seen.update(demo.words(text))
+        yield texts
+
+
+def _of_split(batch: Any, split: str, share: float) -> Any:
+    import pyarrow as pa
+
+    from rayrlhf.data.demo import split_of
+
+    belongs = [split_of(text, share) == split for text in batch["text"].to_pylist()]
+    return batch.filter(pa.array(belongs, pa.bool_()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    from jobs import command
+
+    return command.main(KIND, PrepareConfig, check, plan, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

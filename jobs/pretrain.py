@@ -1,0 +1,94 @@
+"""Pretraining: a Llama from scratch (or a model continued) learns plain text."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from jobs import command
+from rayrlhf.config import Section
+from rayrlhf.data.config import DataConfig
+from rayrlhf.models.config import ModelConfig
+from rayrlhf.run import RunConfig
+from rayrlhf.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from cluster.layout import RolePlan
+
+KIND = "pretrain"
+ROWS = "text"
+
+
+class PretrainConfig(Section):
+    """Pretraining of a causal LM on plain text."""
+
+    run: RunConfig = Field(description="which run this is")
+    model: ModelConfig = Field(description="the size of a fresh model, or the model to continue from")
+    data: DataConfig = Field(description="text rows")
+    train: TrainConfig = Field(default=TrainConfig(), description="how it is trained")
+
+
+def parents(config: PretrainConfig) -> dict[str, str]:
+    """What this stage is made from."""
+    from rayrlhf.training.job import data_parent
+
+    role = "model" if config.model.from_folder else "tokenizer"
+    return {role: config.model.source(), "data": data_parent(config.data.train)}
+
+
+def check(config: PretrainConfig) -> None:
+    """Tokenizer (or model) and data are there and fit together; UserError otherwise."""
+    from rayrlhf.models.causal_lm import check_folder, check_tokenizer
+    from rayrlhf.training import job
+
+    folder = _folder(config)
+    if config.model.from_folder:
+        context = check_folder(folder)
+    else:
+        check_tokenizer(folder)
+        context = config.model.context
+    job.check(ROWS, config.data, config.train, context)
+
+
+def plan(config: PretrainConfig) -> list[RolePlan]:
+    """The Ray Train workers."""
+    from cluster.memory import parameters_in
+    from jobs.workers import worker_plan
+    from rayrlhf.models.causal_lm import vocabulary_size
+
+    folder = _folder(config)
+    if config.model.from_folder:
+        return worker_plan(KIND, config.train, parameters_in(folder))
+    return worker_plan(KIND, config.train, config.model.num_parameters(vocabulary_size(folder)))
+
+
+def run(config: PretrainConfig) -> str:
+    """Train; returns the finished stage directory.  Ray is connected."""
+    from rayrlhf.training.launcher import fit
+
+    return fit(
+        KIND,
+        ROWS,
+        config.run,
+        config.data,
+        config.train,
+        _folder(config),
+        config.model_dump(mode="json"),
+        parents(config),
+        new=None if config.model.from_folder else config.model,
+    )
+
+
+def _folder(config: PretrainConfig) -> str:
+    """The folder with the tokenizer, and the weights when continuing."""
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.causal_lm import has_tokenizer
+
+    source = config.model.source()
+    return source if has_tokenizer(source) else model_folder(source)
+
+
+if __name__ == "__main__":
+    sys.exit(command.main(KIND, PretrainConfig, check, plan, run))

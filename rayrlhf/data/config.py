@@ -1,0 +1,78 @@
+"""What a job says about its data."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config import Section
+
+DEMO = "demo:snippets"
+
+Format = Literal["auto", "jsonl", "parquet", "csv", "text"]
+TooLong = Literal["drop", "truncate"]
+
+
+class DataConfig(Section):
+    """The rows a stage trains and validates on."""
+
+    train: str = Field(min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]")
+    validation: str | None = Field(default=None, description="held-out rows, as `train`; null: no validation")
+    format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
+    max_tokens: int = Field(default=256, ge=2, description="longest row in tokens, its prompt included")
+    too_long: TooLong = Field(
+        default="drop",
+        description="rows over max_tokens: drop them or cut their end; prompts too long are dropped",
+    )
+
+
+class SourceConfig(Section):
+    """Where raw text comes from, what of it is kept and how it is split."""
+
+    source: str = Field(
+        default=DEMO,
+        min_length=1,
+        description=f"{DEMO} (rated movie-review snippets), or text rows: a file, a folder, a glob or hf://name[:split]",
+    )
+    format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
+    validation_share: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the texts held out, chosen by a hash of the text"
+    )
+    min_chars: int = Field(default=1, ge=1, description="shorter texts are dropped")
+    max_chars: int = Field(default=100_000, ge=1, description="longer texts are dropped")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "SourceConfig":
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars={self.min_chars} is above max_chars={self.max_chars}")
+        return self
+
+
+class SnippetsConfig(Section):
+    """How prompts and preference pairs are made of the rated snippets of the demo."""
+
+    min_prompt_words: int = Field(default=3, ge=1, description="fewest first words that make a prompt")
+    max_prompt_words: int = Field(default=6, ge=1, description="most first words that make a prompt")
+    min_completion_words: int = Field(
+        default=4, ge=1, description="snippets with fewer words after the prompt make no row"
+    )
+    min_rating_difference: float = Field(
+        default=1.0, ge=0, description="the mean ratings of a pair differ by more than this"
+    )
+    pairs_per_text: int = Field(
+        default=3, ge=1, description="pairs each training text begins; a validation text begins one"
+    )
+
+    @model_validator(mode="after")
+    def _words(self) -> "SnippetsConfig":
+        if self.min_prompt_words > self.max_prompt_words:
+            raise ValueError(
+                f"min_prompt_words={self.min_prompt_words} is above max_prompt_words={self.max_prompt_words}"
+            )
+        return self
+
+
+class TokenizerConfig(Section):
+    """The byte-level BPE trained on the training texts."""
+
+    vocab_size: int = Field(default=8192, ge=260, description="tokens in all: 3 special, 256 bytes, merges")
+    model_max_length: int = Field(default=256, ge=8, description="longest input it announces, in tokens")

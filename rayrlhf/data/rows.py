@@ -1,0 +1,73 @@
+"""The four forms of a row, and what is wrong with one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from rayrlhf.errors import DataError
+
+Kind = Literal["text", "prompt_completion", "preference", "prompts"]
+Row = dict[str, Any]
+Parse = Callable[[str], Row]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "prompt_completion": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "prompts": ("prompt",),
+}
+
+
+def problem(row: Any, kind: str) -> str:
+    """What is wrong with `row` as one of `kind`; "" when nothing is.  `prompt` is a string or messages."""
+    if not isinstance(row, dict):
+        return f"is {type(row).__name__} {shortened(row)}, not an object with {list(COLUMNS[kind])}"
+    missing = [name for name in COLUMNS[kind] if name not in row]
+    if missing:
+        return (
+            f"has no {' and no '.join(missing)}: found the columns {sorted(row)}, {kind} rows need "
+            f"{list(COLUMNS[kind])}. The row: {shortened(row)}"
+        )
+    for name in COLUMNS[kind]:
+        if not isinstance(row[name], str) and not (name == "prompt" and _are_messages(row[name])):
+            wanted = "a string or a list of {role, content} messages" if name == "prompt" else "a string"
+            return f"has {name}={shortened(row[name])} ({type(row[name]).__name__}), not {wanted}"
+    return ""
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in value
+    )
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """`value` as one line of at most `limit` characters, for a message."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def digest(*parts: str) -> str:
+    """32 hexadecimal digits that depend on nothing but `parts`; unlike `hash()`, alike in every process."""
+    joined = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def content(row: Row) -> str:
+    """`row` as text: equal rows, and only they, give equal text."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=lambda array: array.tolist())
+
+
+def parsed_lines(file: Any, path: str, parse: Parse) -> Iterator[tuple[int, Row]]:
+    """(line number, row) of each line of a binary `file` that is not blank; DataError names file and line."""
+    for number, raw in enumerate(file, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if line.strip():
+                yield number, parse(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error

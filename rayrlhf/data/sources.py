@@ -1,0 +1,212 @@
+"""Users' rows from files and from the hub, as a Ray Data stream of checked rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from rayrlhf.data.context import settle
+from rayrlhf.data.fetch import cache_dir
+from rayrlhf.data.rows import COLUMNS, Row, digest, parsed_lines, problem
+from rayrlhf.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+HUB = "hf://"
+SAMPLE_ROWS = 100
+EXTENSIONS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a path means: files of one format on one file system."""
+
+    filesystem: Any
+    paths: list[str]
+    format: str
+
+
+def read(path: str, format: str = "auto", kind: str = "text") -> Dataset:
+    """The rows at `path` as a lazy dataset with just the columns of `kind`, in the files' order.
+
+    `path` is a file, a folder (searched through), a glob, each also as an fsspec URI, or
+    `hf://name[:split]`.  Text files give a row a line, blank lines left out.  DataError at once for a
+    missing path or an unknown extension; a wrong row raises it when it is reached.
+    """
+    from ray import data
+
+    settle()
+    if path.startswith(HUB):
+        rows = data.read_parquet(_hub(path))
+        return rows.map_batches(partial(_checked, kind=kind, where=path), batch_format="pyarrow")
+    files = resolve(path, format)
+    where: dict[str, Any] = {} if _is_local(files.filesystem) else {"filesystem": files.filesystem}
+    if files.format in ("jsonl", "text"):
+        from rayrlhf.data.lines import Lines
+
+        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, kind=kind)
+        return data.read_datasource(Lines(files.paths, parse, **where))
+    if files.format == "csv":
+        rows = data.read_csv(files.paths, **_csv_options(files), **where)
+    else:
+        rows = data.read_parquet(files.paths, **where)
+    return rows.map_batches(partial(_checked, kind=kind, where=path), batch_format="pyarrow")
+
+
+def check(path: str, format: str = "auto", kind: str = "text") -> None:
+    """Read the first rows at `path` without Ray; DataError when it is missing, empty or of the wrong form."""
+    if path.startswith(HUB):
+        _hub_name(path)
+        return
+    files = resolve(path, format)
+    num_rows = 0
+    for name in files.paths:
+        for place, row in itertools.islice(_first_rows(files, name, kind), SAMPLE_ROWS - num_rows):
+            wrong = problem(row, kind)
+            if wrong:
+                raise DataError(f"{name}, {place} {wrong}")
+            num_rows += 1
+        if num_rows >= SAMPLE_ROWS:
+            return
+    if not num_rows:
+        raise DataError(f"{path} is empty: {len(files.paths)} {files.format} file(s) without a single row")
+
+
+def resolve(path: str, format: str) -> Files:
+    """The files `path` stands for; DataError when there are none or their format is not clear."""
+    filesystem, where = fsspec.core.url_to_fs(path)
+    if any(mark in where for mark in "*?["):
+        paths = [name for name in filesystem.glob(where) if filesystem.isfile(name)]
+    elif filesystem.isdir(where):
+        paths = [name for name in filesystem.find(where) if posixpath.basename(name)[0] not in "._"]
+        if format == "auto":
+            paths = [name for name in paths if posixpath.splitext(name)[1].lower() in EXTENSIONS]
+    elif filesystem.exists(where):
+        paths = [where]
+    else:
+        raise DataError(f"no file or folder {path}. Relative paths start at the working directory.")
+    if not paths:
+        raise DataError(f"{path} holds no data file. Known extensions: {', '.join(EXTENSIONS)}.")
+    return Files(filesystem, sorted(paths), _format(path, paths) if format == "auto" else format)
+
+
+def _format(path: str, paths: list[str]) -> str:
+    found = sorted({posixpath.splitext(name)[1].lower() for name in paths})
+    formats = {EXTENSIONS.get(extension, "") for extension in found}
+    if len(formats) != 1 or "" in formats:
+        raise DataError(
+            f"cannot tell the format of {path} from the extensions {found}. "
+            f"Set `format` to one of {sorted(set(EXTENSIONS.values()))}, or name files of one kind."
+        )
+    return formats.pop()
+
+
+def _is_local(filesystem: Any) -> bool:
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _parse_json(line: str, kind: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1}); give one object a line") from error
+    wrong = problem(row, kind)
+    if wrong:
+        raise ValueError(wrong)
+    return {name: row[name] for name in COLUMNS[kind]}
+
+
+def _parse_text(line: str, kind: str) -> Row:
+    if kind not in ("text", "prompts"):
+        raise ValueError(f"plain text has no columns, {kind} rows need {list(COLUMNS[kind])}: use JSONL or CSV")
+    return {COLUMNS[kind][0]: line}
+
+
+def _checked(batch: pa.Table, kind: str, where: str) -> pa.Table:
+    """`batch` with the columns of `kind`; DataError at its first wrong row."""
+    import pyarrow as pa
+
+    for row in batch.to_pylist():
+        wrong = problem(row, kind)
+        if wrong:
+            raise DataError(f"{where}: a row {wrong}")
+    chosen = batch.select(list(COLUMNS[kind]))
+    plain = [pa.string() if pa.types.is_large_string(field.type) else field.type for field in chosen.schema]
+    return chosen.cast(pa.schema(list(zip(chosen.column_names, plain, strict=True))))
+
+
+def _csv_options(files: Files) -> dict[str, Any]:
+    """Every CSV column as a string (Arrow would guess), with line breaks inside quotes."""
+    from pyarrow import csv as arrow_csv
+    from pyarrow import string
+
+    with files.filesystem.open(files.paths[0], "r", encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    return {
+        "parse_options": arrow_csv.ParseOptions(newlines_in_values=True),
+        "convert_options": arrow_csv.ConvertOptions(column_types={name: string() for name in header}),
+    }
+
+
+def _first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of one file, without Ray."""
+    if files.format == "parquet":
+        yield from _parquet_rows(files, name)
+        return
+    with files.filesystem.open(name, "rb") as file:
+        if files.format == "csv":
+            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+            yield from ((f"line {reader.line_num}", row) for row in reader)
+            return
+        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, kind=kind)
+        yield from ((f"line {number}", row) for number, row in parsed_lines(file, name, parse))
+
+
+def _parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with files.filesystem.open(name, "rb") as file:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
+                yield from ((f"row {number}", row) for number, row in enumerate(batch.to_pylist()))
+    except pa.ArrowException as error:
+        raise DataError(f"{name} is not a Parquet file: {error}") from error
+
+
+def _hub_name(path: str) -> tuple[str, str]:
+    name, _, split = path[len(HUB) :].partition(":")
+    if not name:
+        raise DataError(f"{path!r} names no data set: write hf://name or hf://name:split")
+    return name, split or "train"
+
+
+def _hub(path: str) -> str:
+    """The set in the cache as one Parquet file, so that it streams like any other; downloaded once."""
+    import datasets
+
+    name, split = _hub_name(path)
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, those of splits ValueErrors
+        raise DataError(f"cannot load {path} from the Hugging Face hub: {error}") from error
+    file = cache_dir() / "hub" / f"{digest(name, split, loaded._fingerprint)}.parquet"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".part{os.getpid()}")
+        loaded.to_parquet(part)
+        part.replace(file)
+    return str(file)

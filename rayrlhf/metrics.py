@@ -1,0 +1,94 @@
+"""One log that writes every metric everywhere, and the console line.
+
+Names are `group/name_unit` (groups: objective policy critic loss rollout sync optim time perf eval
+data ...); where TRL has a name for a thing, it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from typing import Any, TextIO
+
+import fsspec
+
+
+class MetricsLog:
+    """Every value of a stage goes to `metrics.jsonl`, TensorBoard and `ray.util.metrics`.
+
+    `directory` is the run's (`runs/NAME`).  The Ray gauges carry the tags run and stage, and are
+    there only where Ray is connected.
+    """
+
+    def __init__(self, directory: str, stage: str) -> None:
+        from tensorboardX import SummaryWriter
+
+        filesystem, self.directory = fsspec.core.url_to_fs(directory)
+        self.stage, self.run = stage, os.path.basename(self.directory.rstrip("/"))
+        self.is_local = "file" in filesystem.protocol
+        self._filesystem = filesystem
+        filesystem.makedirs(self.directory, exist_ok=True)
+        self._lines: list[str] = []
+        self._file: TextIO | None = None
+        if self.is_local:
+            self._file = open(f"{self.directory}/metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._board = SummaryWriter(f"{directory.rstrip('/')}/tensorboard/{stage}", flush_secs=10)
+        self._gauges: dict[str, Any] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one step's metrics, `{name: float}`."""
+        row = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
+        row |= {name: _plain(value) for name, value in metrics.items()}
+        self._write(json.dumps(row))
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._to_ray(metrics)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._board.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line + "\n")
+            return
+        # object stores cannot append: the stage's own file is written anew
+        self._lines.append(line)
+        self._filesystem.pipe_file(f"{self.directory}/metrics-{self.stage}.jsonl", "\n".join(self._lines).encode())
+
+    def _to_ray(self, metrics: dict[str, float]) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            return
+        from ray.util.metrics import Gauge
+
+        tags = {"run": self.run, "stage": self.stage}
+        for name, value in metrics.items():
+            if name not in self._gauges:
+                safe = "rayrlhf_" + re.sub(r"\W", "_", name)
+                self._gauges[name] = Gauge(safe, description=name, tag_keys=tuple(tags))
+            self._gauges[name].set(value, tags=tags)
+
+
+def console_line(stage: str, step: int, total: int, metrics: dict[str, float], keys: dict[str, str]) -> str:
+    """One line a step: `keys` maps a metric's name to its short label; absent metrics are left out."""
+    parts = [f"{label} {_short(metrics[name])}" for name, label in keys.items() if name in metrics]
+    return f"{stage} {step:>{len(str(total))}}/{total}  " + "  ".join(parts)
+
+
+def _plain(value: float) -> float | None:
+    # JSON has no NaN and no infinity: null keeps every line readable by any parser
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _short(value: float) -> str:
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4g}"

@@ -1,0 +1,136 @@
+"""Causal language models and tokenizers in Hugging Face folders: load, make, check, save."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rayrlhf.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rayrlhf.models.config import ModelConfig
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether `folder` is a local folder that holds a tokenizer."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in _TOKENIZER_FILES)
+
+
+def check_tokenizer(folder: str) -> None:
+    """Raise ModelError when `folder` holds no tokenizer; reads file names only."""
+    if not has_tokenizer(folder):
+        found = sorted(os.listdir(folder)) if os.path.isdir(folder) else "no such folder"
+        raise ModelError(
+            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}; found: {found}). "
+            "Save the model's tokenizer into the folder with tokenizer.save_pretrained(folder)."
+        )
+
+
+def check_folder(folder: str) -> int:
+    """Check that `folder` has a tokenizer, config.json and weights, without importing torch models.
+
+    Returns the model's context in tokens.  Raises ModelError with what is missing.
+    """
+    check_tokenizer(folder)
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        raise ModelError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+    names = os.listdir(folder)
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ModelError(f"{folder} has no weights (*.safetensors); found: {sorted(names)}")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    if not context:
+        raise ModelError(
+            f"{path} states neither max_position_embeddings nor n_positions, so the longest sequence is unknown: "
+            "add max_position_embeddings to it"
+        )
+    return int(context)
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder`, with a pad token (the end token where it has none of its own).
+
+    Raises ModelError when there is no tokenizer or no end token.
+    """
+    from transformers import AutoTokenizer
+
+    check_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {folder} has no eos token, so no response could ever end: set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def vocabulary_size(folder: str) -> int:
+    """Number of tokens of the tokenizer in `folder`."""
+    return len(load_tokenizer(folder))
+
+
+def load_causal_lm(folder: str, dtype: str = "float32") -> PreTrainedModel:
+    """The causal LM of `folder`, weights in `dtype`, dropout off."""
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return without_dropout(model)
+
+
+def new_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A Llama with random weights (drawn from torch's global generator) for `tokenizer`'s vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            intermediate_size=config.intermediate,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=config.tied,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def without_dropout(model: Any) -> Any:
+    """The model with every dropout at 0.
+
+    The numbers must not depend on how a minibatch is split, and the ratio of the first PPO
+    minibatch is 1 only without dropout.  The saved config keeps the model's own rates.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def save(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: str, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write a Hugging Face folder: safetensors, config, tokenizer and chat template.
+
+    `state_dict` gives the weights where the model's own are partitioned (ZeRO 3).
+    """
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder, state_dict=state_dict)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,65 @@
+"""A language model with a scalar head: the reward model and the critic.
+
+It is a standard sequence-classification checkpoint with one label, so plain transformers loads
+it and computes the same score.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rayrlhf.errors import ModelError
+from rayrlhf.models.causal_lm import check_folder, load_tokenizer, without_dropout
+from rayrlhf.models.forward import last_hidden
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# a fresh head starts near zero (Ziegler et al. 2019 start at zero) and still passes gradients on
+HEAD_STD = 0.01
+
+
+def load_scalar(folder: str) -> PreTrainedModel:
+    """The model of `folder` with a head of one output, float32, dropout off.
+
+    A causal LM gets a fresh small head (from torch's global generator); a sequence-classification
+    checkpoint keeps its own, which must have one output (ModelError otherwise).
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    check_folder(folder)
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        architectures = json.load(file).get("architectures") or [""]
+    has_head = architectures[0].endswith("ForSequenceClassification")
+    labels: dict[str, Any] = {} if has_head else {"num_labels": 1}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **labels)
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise ModelError(
+            f"{folder} is a classifier with {model.config.num_labels} labels (architecture {architectures[0]}); "
+            "a reward model or critic needs one output named `score`: give a causal LM or a reward model"
+        )
+    if not has_head:
+        torch.nn.init.normal_(model.score.weight, std=HEAD_STD)
+    model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return without_dropout(model)
+
+
+def position_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The head on every position's hidden state, f32[B, T]; 0.0 at and after `lengths`.
+
+    Entry t has read tokens 0..t; as a value it is the value of the state after token t.
+    """
+    scores = model.score(last_hidden(model, tokens, lengths))[..., 0].float()
+    real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return torch.where(real, scores, 0.0)
+
+
+def sequence_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The score of each sequence, f32[B]: the head at its last token."""
+    scores = position_scores(model, tokens, lengths)
+    return scores.gather(1, (lengths - 1)[:, None])[:, 0]

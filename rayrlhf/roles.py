@@ -1,0 +1,75 @@
+"""What the coordinator asks of each role.  Plain async methods: a Ray actor group, an object in
+the same process and a fake in a test all fit.  Imports nothing of ours but `batches`.
+
+Metrics in an answer are a flat dict of floats, already reduced over ranks and minibatches.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
+
+Metrics = dict[str, float]
+
+
+class Policy(Protocol):
+    """The model being trained, over one or more ranks."""
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """log_softmax(logits / temperature) of each response token, f32 `[B, T]`."""
+
+    async def update(self, batch: PolicyBatch, step: int) -> Metrics:
+        """All epochs and minibatches of one RL step; `step` seeds the shuffling of rows."""
+
+    async def save(self, directory: str) -> None:
+        """Write `model/` and the policy's part of `state/` under `directory`."""
+
+    async def load(self, directory: str) -> None:
+        """Restore weights, optimizer, schedule and RNG from what `save` wrote."""
+
+
+class Critic(Protocol):
+    """The value model, over one or more ranks."""
+
+    async def values(self, rollouts: Rollouts) -> Values:
+        """The value of the state before each response token, and of the state after the last one."""
+
+    async def update(self, batch: CriticBatch, step: int) -> Metrics:
+        """All epochs and minibatches of one RL step."""
+
+    async def save(self, directory: str) -> None:
+        """Write the critic's part of `state/` under `directory`."""
+
+    async def load(self, directory: str) -> None:
+        """Restore what `save` wrote."""
+
+
+class Reference(Protocol):
+    """The frozen policy the KL is measured against."""
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """log_softmax(logits / temperature) of each response token, f32 `[B, T]`."""
+
+
+class Reward(Protocol):
+    """Where a score comes from."""
+
+    async def scores(self, rollouts: Rollouts) -> Scores:
+        """One score a sequence."""
+
+
+class Rollout(Protocol):
+    """The engines that sample responses."""
+
+    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+        """One response a row of `prompts`; `seed` and `prompt_index` fix each row's sampling."""
+
+
+class Publisher(Protocol):
+    """Carries the policy's weights to the rollout engines."""
+
+    async def publish(self, version: int) -> Metrics:
+        """Every engine holds `version` when this returns; raises if a checksum differs."""

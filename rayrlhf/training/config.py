@@ -1,0 +1,75 @@
+"""How a model is trained: the optimizer with its precision and partitioning, and the supervised loop."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayrlhf.config import Section
+
+
+class EngineConfig(Section):
+    """The optimizer over DeepSpeed; the same for supervised stages, policy and critic."""
+
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd without momentum")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate after warm-up")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's averaging factors")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decay of matrices and embeddings; biases and norms are never decayed"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up from 0")
+    min_lr_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="the cosine after warm-up ends at this share of lr; 1 keeps lr constant",
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="DeepSpeed ZeRO: 1 splits optimizer states over ranks, 2 gradients, 3 weights too",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="bf16: matrix products in bfloat16, weights and optimizer in float32"
+    )
+    grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
+
+
+class EarlyStopping(Section):
+    """Stop when the validation no longer improves, and keep the best weights seen."""
+
+    metric: str = Field(default="eval/loss", description="a metric of the validation")
+    goal: Literal["min", "max"] = Field(default="min", description="whether less or more of it is better")
+    patience: int = Field(default=3, ge=1, description="validations without improvement before stopping")
+
+
+class TrainConfig(Section):
+    """A supervised stage: workers, batch sizes, length, validation."""
+
+    num_workers: int = Field(default=1, ge=1, description="Ray Train workers (data-parallel ranks)")
+    cpus_per_worker: float = Field(default=0.5, gt=0, description="logical CPUs that Ray reserves for a worker")
+    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of a worker; 0 trains on CPU")
+    threads_per_worker: int = Field(default=1, ge=1, description="torch CPU threads of a worker")
+    minibatch: int = Field(default=64, ge=1, description="sequences (pairs) of one optimizer step, over all workers")
+    microbatch_tokens: int = Field(
+        default=4096, ge=1, description="most tokens, padding included, of one forward pass of one worker"
+    )
+    epochs: int = Field(default=1, ge=1, description="passes over the training rows")
+    max_steps: int | None = Field(default=None, ge=1, description="stop after this many optimizer steps")
+    validate_every: int = Field(
+        default=0, ge=0, description="optimizer steps between validations; 0: only once at the end"
+    )
+    validation_rows: int = Field(default=512, ge=1, description="most validation rows of one validation")
+    early_stopping: EarlyStopping | None = Field(default=None, description="stop early and keep the best weights")
+    keep: int = Field(default=2, ge=1, description="newest step directories to keep, beside the best")
+    engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.early_stopping and not self.validate_every:
+            raise ValueError("early_stopping needs validations while training: set validate_every to 1 or more")
+        if self.minibatch < self.num_workers:
+            raise ValueError(
+                f"minibatch={self.minibatch} leaves some of the {self.num_workers} workers without a row: "
+                "raise minibatch or lower num_workers"
+            )
+        return self

@@ -1,0 +1,35 @@
+"""What the jobs of the three supervised stages check alike."""
+
+from __future__ import annotations
+
+from rayrlhf.data.config import DataConfig
+from rayrlhf.errors import ConfigError
+from rayrlhf.training.config import TrainConfig
+
+
+def check(kind: str, data: DataConfig, train: TrainConfig, context: int) -> None:
+    """Data are there and of `kind`; lengths fit `context` and a microbatch.  Raises UserError."""
+    from rayrlhf.data import sources
+
+    if data.max_tokens > context:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} is longer than the model's context of {context} tokens: "
+            f"set data.max_tokens={context} or less"
+        )
+    longest = data.max_tokens * (2 if kind == "preference" else 1)
+    if longest > train.microbatch_tokens:
+        raise ConfigError(
+            f"the longest row takes {longest} tokens (data.max_tokens={data.max_tokens}"
+            f"{', twice for a pair' if kind == 'preference' else ''}), more than "
+            f"train.microbatch_tokens={train.microbatch_tokens}: raise it or lower data.max_tokens"
+        )
+    if train.early_stopping and data.validation is None:
+        raise ConfigError("train.early_stopping needs held-out rows: set data.validation")
+    sources.check(data.train, data.format, kind)
+    if data.validation is not None:
+        sources.check(data.validation, data.format, kind)
+
+
+def data_parent(path: str) -> str:
+    """The stage directory that holds the data at `path`, or `path` itself."""
+    return path.split("/state/")[0]

@@ -1,0 +1,156 @@
+"""Starts a supervised stage on Ray Train: data in the driver's name, the loop in the workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rayrlhf.data.config import DataConfig
+from rayrlhf.errors import DataError, RayRLHFError, UserError
+from rayrlhf.models.config import ModelConfig
+from rayrlhf.run import RunConfig
+from rayrlhf.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from rayrlhf.training.supervised import Stage
+
+
+def fit(
+    name: str,
+    kind: str,
+    run: RunConfig,
+    data: DataConfig,
+    train: TrainConfig,
+    folder: str,
+    config: dict[str, Any],
+    parents: dict[str, str],
+    new: ModelConfig | None = None,
+) -> str:
+    """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
+
+    `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer).  Rows stay in
+    Ray's object store; the driver only counts them.  Raises DataError when there are fewer rows
+    than a minibatch, and what a worker raised.
+    """
+    from rayrlhf.models.causal_lm import load_tokenizer
+    from rayrlhf.training.supervised import Stage
+
+    started = time.time()
+    tokenizer = load_tokenizer(folder)
+    rows = _rows(kind, data, train, tokenizer, run.seed)
+    count = rows["train"].count()
+    total = count // train.minibatch
+    if not total:
+        raise DataError(
+            f"{data.train} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
+            f"{data.max_tokens} are dropped), fewer than train.minibatch={train.minibatch}: "
+            "lower train.minibatch, raise train.epochs or data.max_tokens, or give more rows"
+        )
+    stage = Stage(
+        name=name,
+        kind=kind,
+        run=run.model_copy(update={"root": absolute(run.root)}),
+        train=train,
+        folder=os.path.abspath(folder),
+        new=new,
+        total_steps=min(total, train.max_steps or total),
+        config=config,
+        parents={role: absolute(path) for role, path in parents.items()},
+        started=started,
+        is_terminal=sys.stdout.isatty(),
+    )
+    print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
+    return _run_workers(stage, rows)
+
+
+def absolute(path: str) -> str:
+    """Workers have a working directory of their own, so a local path must not be relative."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _rows(kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed: int) -> dict[str, Dataset]:
+    """Token rows: all epochs of training in their order, and the rows of a validation.
+
+    Computed once here, or every worker would read and sort them again.
+    """
+    from rayrlhf.data import order, sources
+    from rayrlhf.data.tokenize import encoded
+
+    def tokens(path: str) -> Dataset:
+        return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
+
+    try:
+        rows = {"train": order.in_order(tokens(data.train), train.epochs, seed).materialize()}
+        if data.validation is not None:
+            rows["validation"] = order.by_content(tokens(data.validation)).limit(train.validation_rows).materialize()
+            if not rows["validation"].count():
+                raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
+        return rows
+    except Exception as error:
+        wrong_row = sources.data_error(error)  # Ray wraps what its tasks raise in errors of its own
+        if wrong_row is None:
+            raise
+        raise wrong_row from error
+
+
+def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
+    from ray.train import DataConfig as ShardConfig
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train import ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train = stage.train
+    resources = {"CPU": train.cpus_per_worker}
+    if train.gpus_per_worker:
+        resources["GPU"] = train.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"stage": stage, "validates": "validation" in rows},
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers, use_gpu=bool(train.gpus_per_worker), resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
+        datasets=rows,
+        # every worker sees all rows and takes its share of each minibatch
+        dataset_config=ShardConfig(datasets_to_split=[]),
+        run_config=TrainRunConfig(name=stage.name, storage_path=f"{stage.run.directory}/.ray_train"),
+    )
+    try:
+        return str(trainer.fit().return_value)
+    except TrainingFailedError as error:
+        raise _cause(stage.name, error) from error
+
+
+def _cause(name: str, error: BaseException) -> RayRLHFError:
+    """What went wrong in a worker, out of what Ray Train wraps it in."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        inner: BaseException | None = failure
+        while inner is not None:
+            if isinstance(inner, UserError):
+                return inner
+            inner = inner.__cause__ or getattr(inner, "cause", None)
+    told = "\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items()) or str(error)
+    return RayRLHFError(f"stage {name} failed in its Ray Train workers:\n{told}")
+
+
+def _worker(config: dict[str, Any]) -> str:
+    """The training function of a Ray Train worker; rank 0's return value is the fit's."""
+    from rayrlhf.training.supervised import Supervised
+
+    stage: Stage = config["stage"]
+    validation = [row for rows in _batches("validation", 1024) for row in rows] if config["validates"] else []
+    return Supervised(stage).fit(_batches("train", stage.train.minibatch, drop_last=True), validation)
+
+
+def _batches(name: str, size: int, drop_last: bool = False) -> Iterator[list[dict[str, Any]]]:
+    from ray import train as ray_train
+
+    shard = ray_train.get_dataset_shard(name)
+    for batch in shard.iter_batches(batch_size=size, batch_format="pyarrow", drop_last=drop_last):
+        yield batch.to_pylist()

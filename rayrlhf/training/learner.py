@@ -1,0 +1,77 @@
+"""What the policy's and the critic's learners share: epochs, minibatches, averages, save and load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rayrlhf.batches import Rollouts
+from rayrlhf.roles import Metrics
+from rayrlhf.training.engine import Engine
+from rayrlhf.training.microbatches import microbatches
+from rayrlhf.training.passes import minibatches, piece, token_pass
+from rayrlhf.training.ppo_config import UpdateConfig
+
+# (piece of a minibatch, num_tokens=response tokens of the whole minibatch)
+# -> (the piece's share of the minibatch's loss, the same share of its statistics)
+PieceLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+class Learner:
+    """One rank of a model in training.  torch.distributed is initialised before; every method runs on
+    all ranks at once with the same arguments."""
+
+    role = ""  # "policy" or "critic": in the names of metrics and folders
+
+    def __init__(self, engine: Engine, tokenizer: Any, update: UpdateConfig, seed: int) -> None:
+        self.engine, self.tokenizer, self.update_config, self.seed = engine, tokenizer, update, seed
+
+    def forward(self, rollouts: Rollouts, compute: Callable[[Rollouts], Tensor]) -> Tensor:
+        """`compute` of every row (see `token_pass`), shared out over the ranks; f32 `[B, T]` on each."""
+        engine, budget = self.engine, self.update_config.forward_tokens
+        with engine.eval_mode():
+            out = token_pass(rollouts, compute, budget, engine.device, engine.world_size, engine.rank)
+        out = out.to(engine.device)
+        dist.all_reduce(out)
+        return out.cpu()
+
+    def learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[tuple[int, Metrics]]:
+        """All epochs and minibatches over the whole `batch`, of which this rank takes its share.
+
+        Returns (response tokens, statistics over all ranks) of each optimizer step.  Raises
+        RayRLHFError when the gradients are not finite.
+        """
+        engine, config = self.engine, self.update_config
+        steps = []
+        for epoch in range(config.epochs):
+            for rows in minibatches(len(batch), config.minibatch, self.seed, step, epoch):
+                mini = batch.rows(rows)
+                num_tokens = int(mini.response_mask.sum())
+                shares = microbatches(mini.lengths, config.microbatch_tokens, engine.world_size, engine.rank)
+                # each forward and backward sees one piece, so only that one is on the device
+                pieces = (piece(mini, share, engine.device) for share in shares)
+                stats = engine.optimizer_step(pieces, partial(piece_loss, num_tokens=num_tokens))
+                steps.append((num_tokens, stats))
+        return steps
+
+    def averages(self, steps: list[tuple[int, Metrics]], names: dict[str, str]) -> Metrics:
+        """Means over optimizer steps, weighted by their response tokens, of the statistics in `names`
+        (engine's or algorithm's name -> metric's name); and the last learning rate."""
+        total = sum(num_tokens for num_tokens, _ in steps)
+        names = names | {"optim/grad_norm": f"optim/{self.role}_grad_norm"}
+        means = {to: sum(n * stats[name] for n, stats in steps) / total for name, to in names.items()}
+        return means | {f"optim/{self.role}_lr": steps[-1][1]["optim/lr"]}
+
+    def save(self, model_directory: str, state_directory: str) -> None:
+        """The model as a Hugging Face folder (by rank 0), the engine's state (by every rank)."""
+        self.engine.save_model(model_directory, self.tokenizer)
+        self.engine.save_state(os.path.join(state_directory, self.role))
+
+    def load(self, state_directory: str) -> None:
+        """Weights, optimizer, schedule and RNG as `save` left them.  Raises CheckpointError."""
+        self.engine.load_state(os.path.join(state_directory, self.role))

@@ -1,0 +1,117 @@
+"""What a supervised stage learns: how its rows are measured, loaded and scored.
+
+Every number a loss returns is this microbatch's share of the minibatch's: divided by the global
+count of loss tokens (pairs), so that shares add up over microbatches and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rayrlhf.algorithms.logprobs import token_logprobs
+from rayrlhf.algorithms.preference_loss import bradley_terry
+from rayrlhf.models import causal_lm, scalar
+from rayrlhf.models.forward import causal_logits
+from rayrlhf.training.microbatches import pad
+
+Row = dict[str, Any]
+
+
+class Loss(Protocol):
+    """A supervised objective."""
+
+    def load(self, folder: str) -> Any:
+        """The model to train, from a Hugging Face folder."""
+        ...
+
+    def padded_tokens(self, row: Row) -> int:
+        """Tokens that `row` takes in a microbatch where it is the longest."""
+        ...
+
+    def tokens(self, row: Row) -> int:
+        """Tokens that `row` has."""
+        ...
+
+    def count(self, rows: Sequence[Row]) -> int:
+        """What the loss of `rows` is divided by."""
+        ...
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        """Shares of `loss` (with gradients) and of metrics (without); `rows` may be empty."""
+        ...
+
+    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
+        """Metrics of a validation from the summed shares."""
+        ...
+
+
+class CausalLoss:
+    """Mean cross-entropy of the next token over the tokens of `loss_mask`."""
+
+    def load(self, folder: str) -> Any:
+        return causal_lm.load_causal_lm(folder)
+
+    def padded_tokens(self, row: Row) -> int:
+        return len(row["input_ids"])
+
+    def tokens(self, row: Row) -> int:
+        return len(row["input_ids"])
+
+    def count(self, rows: Sequence[Row]) -> int:
+        return sum(sum(row["loss_mask"][1:]) for row in rows)  # nothing predicts the first token
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        tokens, lengths = pad([row["input_ids"] for row in rows], device)
+        mask = pad([row["loss_mask"] for row in rows], device)[0].bool()
+        mask[:, 0] = False
+        logprobs = token_logprobs(causal_logits(model, tokens, lengths), tokens)
+        return {"loss": -torch.where(mask, logprobs, 0.0).sum() / count}
+
+    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
+        return {"eval/loss": shares["loss"]}
+
+
+class PreferenceLoss:
+    """Bradley-Terry loss of the chosen text over the rejected one, mean over pairs."""
+
+    def load(self, folder: str) -> Any:
+        return scalar.load_scalar(folder)
+
+    def padded_tokens(self, row: Row) -> int:
+        return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    def tokens(self, row: Row) -> int:
+        return len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+    def count(self, rows: Sequence[Row]) -> int:
+        return len(rows)
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        scores = scalar.sequence_scores(model, *pad(texts, device))
+        chosen, rejected = scores[: len(rows)], scores[len(rows) :]
+        return {
+            "loss": bradley_terry(chosen, rejected, num_pairs=count),
+            "rewards/chosen": chosen.detach().sum() / count,
+            "rewards/rejected": rejected.detach().sum() / count,
+            "rewards/margins": (chosen - rejected).detach().sum() / count,
+            "rewards/accuracies": (chosen > rejected).sum() / count,
+        }
+
+    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
+        return {
+            "eval/loss": shares["loss"],
+            "eval/accuracy": shares["rewards/accuracies"],
+            "eval/margin": shares["rewards/margins"],
+        }
+
+
+LOSSES: dict[str, Loss] = {
+    "text": CausalLoss(),
+    "prompt_completion": CausalLoss(),
+    "preference": PreferenceLoss(),
+}

@@ -1,0 +1,124 @@
+"""templates, tokenizer and tokenize: ids worked out by hand over a byte tokenizer."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rayrlhf.data import templates, tokenizer
+from rayrlhf.data.tokenize import encode_batch, encoded
+from rayrlhf.errors import ModelError
+
+
+@pytest.fixture(scope="module")
+def tok(tiny_model: Callable[[str], str]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model("llama"))
+
+
+def _ids(tok: Any, text: str) -> list[int]:
+    return [tok.convert_tokens_to_ids("Ġ" if letter == " " else letter) for letter in text]
+
+
+def _encode(tok: Any, kind: str, rows: list[dict], max_tokens: int = 100, too_long: str = "drop") -> list[dict]:
+    return encode_batch(pa.Table.from_pylist(rows), kind, tok, max_tokens, too_long).to_pylist()
+
+
+def test_each_kind_of_row(tok: Any) -> None:
+    bos, eos = tok.bos_token_id, tok.eos_token_id
+    assert _encode(tok, "text", [{"text": "ab"}]) == [
+        {"input_ids": [bos, *_ids(tok, "ab"), eos], "loss_mask": [False, True, True, True]}
+    ]
+    assert _encode(tok, "prompt_completion", [{"prompt": "ab", "completion": " c"}]) == [
+        {"input_ids": [bos, *_ids(tok, "ab c"), eos], "loss_mask": [False] * 3 + [True] * 3}
+    ]
+    assert _encode(tok, "preference", [{"prompt": "", "chosen": "x", "rejected": "yz"}]) == [
+        {"chosen_ids": [bos, *_ids(tok, "x"), eos], "rejected_ids": [bos, *_ids(tok, "yz"), eos]}
+    ]
+    assert _encode(tok, "prompts", [{"prompt": "ab"}]) == [{"prompt_ids": [bos, *_ids(tok, "ab")], "prompt": "ab"}]
+
+
+def test_messages_go_through_the_chat_template(tok: Any) -> None:
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    expected = [tok.bos_token_id, *_ids(tok, "ab"), tok.eos_token_id, *_ids(tok, "c")]
+    assert templates.encode_prompt(tok, chat) == expected
+    assert templates.as_text(chat) == "a\nb\nc"
+
+
+def test_without_a_template_or_a_start_token(tok: Any) -> None:
+    import copy
+
+    plain = copy.deepcopy(tok)
+    plain.chat_template = None
+    assert templates.encode_prompt(plain, "ab") == [tok.bos_token_id, *_ids(tok, "ab")]
+    plain.bos_token = None
+    assert templates.encode_prompt(plain, "ab") == _ids(tok, "ab")
+    assert templates.encode_prompt(plain, "") == []
+    plain.eos_token = None
+    with pytest.raises(ModelError, match="has no end token"):
+        templates.encode_completion(plain, "a")
+
+
+def test_too_long_rows_are_dropped_or_cut_and_counted(tok: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"prompt": "ab", "completion": "c"},  # 5 tokens
+        {"prompt": "ab", "completion": "cdef"},  # 8 tokens
+        {"prompt": "abcdef", "completion": "g"},  # the prompt alone has 7
+    ]
+    with caplog.at_level(logging.WARNING):
+        dropped = _encode(tok, "prompt_completion", rows, max_tokens=5)
+        cut = _encode(tok, "prompt_completion", rows, max_tokens=5, too_long="truncate")
+    assert "of 3 rows 2 dropped and 0 cut" in caplog.text
+    assert "of 3 rows 1 dropped and 1 cut" in caplog.text
+    short = {
+        "input_ids": [tok.bos_token_id, *_ids(tok, "abc"), tok.eos_token_id],
+        "loss_mask": [False] * 3 + [True] * 2,
+    }
+    longer = {"input_ids": [tok.bos_token_id, *_ids(tok, "abcd")], "loss_mask": [False] * 3 + [True] * 2}
+    assert dropped == [short]
+    assert cut == [short, longer]
+    assert _encode(tok, "prompts", [{"prompt": "abc"}], max_tokens=3, too_long="truncate") == []
+
+
+def test_through_ray_rows_keep_their_order(ray_local: None, tok: Any) -> None:
+    from ray import data
+
+    texts = ["a" * n for n in range(40)]
+    ds = encoded(data.from_items([{"text": t} for t in texts], override_num_blocks=8), "text", tok, 20)
+    assert [len(row["input_ids"]) for row in ds.take_all()] == list(range(2, 21))
+
+
+def test_the_trained_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["the cat sat on the mat", "the dog's café - 9 ½ weeks"] * 20
+    made = tokenizer.train([texts[:20], texts[20:]], vocab_size=300, model_max_length=64)
+    made.save_pretrained(tmp_path)
+    back = AutoTokenizer.from_pretrained(tmp_path)
+    assert (back.pad_token_id, back.bos_token_id, back.eos_token_id) == (0, 1, 2)
+    assert 259 < len(back) <= 300 and back.model_max_length == 64
+    unseen = "Zürich 日本 <b> the  cat"
+    assert back.decode(back(unseen)["input_ids"], skip_special_tokens=True) == unseen
+    assert len(back("the cat", add_special_tokens=False)["input_ids"]) <= 3
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": " sat"}]
+    rendered = back.apply_chat_template(chat, tokenize=False)
+    assert rendered == "<s>the cat sat</s>"
+    # A plain request and a chat request start alike, and a cut text has the same tokens as the whole.
+    assert back("the cat")["input_ids"] == templates.encode_prompt(back, "the cat")
+    assert templates.encode_prompt(back, "the cat") + templates.encode_completion(back, " sat") == (
+        templates.encode_text(back, "the cat sat")
+    )
+
+
+def test_training_twice_gives_the_same_tokenizer() -> None:
+    texts = [f"some word{i % 7} and other{i % 11} things" for i in range(100)]
+    made = [tokenizer.train([rows], 400, 64).backend_tokenizer.to_str() for rows in (texts, texts[::-1])]
+    assert made[0] == made[1]

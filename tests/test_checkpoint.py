@@ -1,0 +1,84 @@
+"""Stage directories: whole or not there at all."""
+
+import json
+import os
+
+import pytest
+
+from rayrlhf.checkpoint import StageWriter, find_stage, model_folder, stage_hash
+from rayrlhf.errors import CheckpointError, ModelError
+
+
+def write(root: str, step: int, text: str = "weights", **options) -> str:
+    writer = StageWriter(root, step)
+    with open(f"{writer.model_dir}/config.json", "w") as file:
+        file.write(json.dumps({"text": text}))
+    with open(f"{writer.state_dir}/optimizer.bin", "wb") as file:
+        file.write(text.encode())
+    return writer.finish("sft", {"lr": 1.0}, {}, {"eval/loss": 0.5}, **options)
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_the_newest_is_found_through_latest_and_old_ones_go(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("RAYRLHF_CACHE", str(tmp_path / "cache"))
+    root = f"{tmp_path}/run/sft" if kind == "local" else f"memory://{tmp_path.name}/run/sft"
+    for step in (1, 2, 3):
+        path = write(root, step, f"weights {step}", keep=2, is_best=step == 1)
+    assert path == f"{root}/step_000003"
+    assert find_stage(root).manifest["step"] == 3
+    assert find_stage(f"{root}/best").manifest["step"] == 1, "the best is kept though it is old"
+    assert find_stage(f"{root}/step_000002", kind="sft").manifest["metrics"] == {"eval/loss": 0.5}
+    write(root, 4, keep=2)
+    with pytest.raises(CheckpointError):
+        find_stage(f"{root}/step_000002")
+    with open(f"{find_stage(root).state_dir}/optimizer.bin", "rb") as file:
+        assert file.read() == b"weights"
+
+
+def test_without_the_manifest_the_older_one_counts(tmp_path):
+    root = f"{tmp_path}/sft"
+    write(root, 1)
+    StageWriter(root, 2)  # killed before finish
+    assert find_stage(root).manifest["step"] == 1
+    with pytest.raises(CheckpointError, match="not a finished stage"):
+        find_stage(f"{root}/step_000002")
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "flipped"])
+def test_a_torn_directory_is_refused(tmp_path, damage):
+    path = write(f"{tmp_path}/sft", 1)
+    victim = f"{path}/state/optimizer.bin"
+    if damage == "missing":
+        os.remove(victim)
+    else:
+        with open(victim, "r+b") as file:
+            file.truncate(3) if damage == "shorter" else file.write(b"W")
+    with pytest.raises(CheckpointError, match="torn: state/optimizer.bin"):
+        find_stage(path)
+
+
+def test_the_wrong_kind_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is a 'sft' stage, but a 'reward_model' stage"):
+        find_stage(write(f"{tmp_path}/sft", 1), kind="reward_model")
+
+
+def test_model_folder_takes_stages_and_plain_folders(tmp_path):
+    path = write(f"{tmp_path}/sft", 1)
+    assert model_folder(f"{tmp_path}/sft") == f"{path}/model"
+    assert model_folder(f"{path}/model") == f"{path}/model"
+    with pytest.raises(ModelError, match="no model at"):
+        model_folder(f"{tmp_path}/nowhere")
+
+
+def test_the_hash_of_a_stage_is_that_of_its_manifest_from_wherever_it_is_named(tmp_path):
+    root = f"{tmp_path}/sft"
+    path = write(root, 1, is_best=True)
+    assert len({stage_hash(p) for p in (root, f"{root}/latest", f"{root}/best", path, f"{path}/model")}) == 1
+    older = stage_hash(root)
+    write(root, 2)
+    assert stage_hash(root) != older == stage_hash(f"{root}/best")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    plain = stage_hash(str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
+    assert "" != plain != stage_hash(str(tmp_path / "rows.jsonl"))
+    assert stage_hash(str(tmp_path / "nothing")) == ""

@@ -1,0 +1,30 @@
+"""The log holds what it was given."""
+
+import json
+import math
+
+from rayrlhf.metrics import MetricsLog, console_line
+
+
+def test_the_log_appends_lines_that_any_json_parser_reads(tmp_path):
+    for step in (1, 2):
+        log = MetricsLog(str(tmp_path / "run"), "ppo")
+        log.log(step, {"objective/kl": 0.25 * step, "loss/value_avg": math.nan})
+        log.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"], r["objective/kl"], r["loss/value_avg"]) for r in rows] == [
+        ("ppo", 1, 0.25, None),
+        ("ppo", 2, 0.5, None),
+    ]
+    assert list((tmp_path / "run" / "tensorboard" / "ppo").iterdir())
+
+
+def test_the_console_line_is_short():
+    line = console_line(
+        "ppo",
+        3,
+        80,
+        {"objective/kl": 12.3456, "optim/lr": 1e-4},
+        {"objective/kl": "kl", "optim/lr": "lr", "x": "x"},
+    )
+    assert line == "ppo  3/80  kl 12.35  lr 1.00e-04"

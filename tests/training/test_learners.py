@@ -1,0 +1,236 @@
+"""The learners in this process (one rank) against plain torch, written out slowly."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rayrlhf.batches import CriticBatch
+from rayrlhf.errors import ModelError
+from rayrlhf.training import distributed
+from rayrlhf.training.config import EngineConfig
+from rayrlhf.training.critic_learner import CriticLearner, explained_variance
+from rayrlhf.training.passes import minibatches
+from rayrlhf.training.policy_learner import PolicyLearner
+from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig
+from tests.training.experience import critic_batch, free_port, policy_batch, random_rollouts
+
+TEMPERATURE = 0.7
+SGD = EngineConfig(optimizer="sgd", lr=0.1, min_lr_ratio=1.0, grad_clip=0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_rank():
+    if not dist.is_initialized():
+        distributed.init(0, 1, "127.0.0.1", free_port())
+
+
+def make_policy(folder, **config):
+    config = PolicyUpdateConfig(**{"engine": SGD, "minibatch": 4, "epochs": 2, **config})
+    return PolicyLearner(folder, config, TEMPERATURE, total_steps=10, seed=3)
+
+
+def make_critic(folder, **config):
+    config = CriticUpdateConfig(**{"engine": SGD, "minibatch": 4, "epochs": 2, **config})
+    return CriticLearner(folder, config, total_steps=10, seed=3)
+
+
+def weights(learner):
+    return {name: p.detach().clone() for name, p in learner.engine.module.named_parameters()}
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).detach().abs().max()) for name in a)
+
+
+def slow_logprobs(model, rollouts):
+    """One row at a time, without padding; token t from the logits at t - 1."""
+    out = torch.zeros(rollouts.tokens.shape)
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        tokens = rollouts.tokens[row, :length]
+        table = (model(input_ids=tokens[None]).logits[0] / TEMPERATURE).log_softmax(-1)
+        for t in range(1, length):
+            if rollouts.response_mask[row, t]:
+                out[row, t] = table[t - 1, tokens[t]]
+    return out
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_logprobs_equal_a_row_by_row_loop(tiny_model, kind):
+    rollouts = random_rollouts()
+    learner = make_policy(tiny_model(kind), forward_tokens=40)  # several passes
+    with torch.no_grad():
+        expected = slow_logprobs(AutoModelForCausalLM.from_pretrained(tiny_model(kind)).eval(), rollouts)
+    got = learner.logprobs(rollouts)
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not got[~rollouts.response_mask].any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_the_first_ratio_is_one_though_the_passes_are_split_otherwise(tiny_model, kind):
+    rollouts = random_rollouts()
+    learner = make_policy(tiny_model(kind), forward_tokens=200, microbatch_tokens=40)
+    old = learner.logprobs(rollouts)
+    metrics = learner.update(policy_batch(rollouts, old), step=1)
+    assert metrics["policy/first_ratio_max_dev"] < 1e-5
+    assert metrics["policy/approxkl_avg"] > 0  # later minibatches did move
+    wrong = torch.where(rollouts.response_mask, learner.logprobs(rollouts) - 0.1, 0.0)
+    metrics = learner.update(policy_batch(rollouts, wrong), step=2)
+    assert metrics["policy/first_ratio_max_dev"] == pytest.approx(0.10517, abs=1e-4)  # exp(0.1) - 1
+
+
+def test_one_policy_step_equals_plain_sgd_on_the_whole_minibatch(tiny_model):
+    folder, rollouts = tiny_model("llama"), random_rollouts()
+    learner = make_policy(
+        folder,
+        epochs=1,
+        minibatch=7,
+        microbatch_tokens=40,
+        entropy_coefficient=0.05,
+        clip_low=0.1,
+        clip_high=0.3,
+    )
+    old = learner.logprobs(rollouts)
+    shift = 0.4 * torch.sin(torch.arange(old.numel())).view_as(old)  # ratios on both sides of both clips
+    old = torch.where(rollouts.response_mask, old + shift, 0.0)
+    batch = policy_batch(rollouts, old)
+    metrics = learner.update(batch, step=1)
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    mask, total = rollouts.response_mask, rollouts.response_mask.sum()
+    ratio = (slow_logprobs(model, rollouts) - old)[mask].exp()
+    advantages = batch.advantages[mask]
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.9, 1.3)).sum() / total
+    entropy = torch.zeros(())
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        logits = model(input_ids=rollouts.tokens[row : row + 1, :length]).logits[0] / TEMPERATURE
+        for t in range(1, length):
+            if mask[row, t]:
+                entropy = entropy + torch.distributions.Categorical(logits=logits[t - 1]).entropy() / total
+    (loss - 0.05 * entropy).backward()
+    expected = {name: p.detach() - 0.1 * p.grad for name, p in model.named_parameters()}
+
+    assert largest_difference(weights(learner), expected) < 1e-6
+    assert metrics["loss/policy_avg"] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics["objective/entropy"] == pytest.approx(entropy.item(), abs=1e-4)
+    assert metrics["val/ratio"] == pytest.approx(ratio.mean().item(), abs=1e-4)
+    assert metrics["policy/approxkl_avg"] == pytest.approx((0.5 * ratio.log() ** 2).mean().item(), abs=1e-4)
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    assert metrics["optim/policy_grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["optim/policy_lr"] == 0.1
+
+
+def test_the_split_into_microbatches_changes_nothing(tiny_model):
+    rollouts, results = random_rollouts(), []
+    for budget in (20, 4096):
+        learner = make_policy(tiny_model("llama"), microbatch_tokens=budget)
+        learner.update(policy_batch(rollouts, learner.logprobs(rollouts)), step=1)
+        results.append(weights(learner))
+    assert largest_difference(*results) < 1e-6
+
+
+def test_metrics_are_weighted_by_tokens(tiny_model):
+    learner = make_policy(tiny_model("llama"))
+    steps = [
+        (10, {"loss/policy": 1.0, "optim/grad_norm": 2.0, "optim/lr": 0.2}),
+        (30, {"loss/policy": 5.0, "optim/grad_norm": 6.0, "optim/lr": 0.1}),
+    ]
+    assert learner.averages(steps, {"loss/policy": "loss/policy_avg"}) == {
+        "loss/policy_avg": 4.0,
+        "optim/policy_grad_norm": 5.0,
+        "optim/policy_lr": 0.1,
+    }
+
+
+def test_minibatches_cover_all_rows_and_depend_on_seed_step_and_epoch():
+    first = list(minibatches(10, 4, seed=1, step=5, epoch=0))
+    assert [len(rows) for rows in first] == [4, 4, 2]
+    assert torch.cat(first).sort().values.tolist() == list(range(10))
+    orders = {
+        tuple(torch.cat(list(minibatches(10, 4, *key))).tolist())
+        for key in [(1, 5, 0), (1, 5, 0), (2, 5, 0), (1, 6, 0), (1, 5, 1)]
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_a_value_is_the_head_on_the_tokens_before(tiny_model, kind, tmp_path):
+    learner, rollouts = make_critic(tiny_model(kind), forward_tokens=40), random_rollouts()
+    got = learner.values(rollouts)
+    learner.save(str(tmp_path / "model"), str(tmp_path))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    assert not got.values[~rollouts.response_mask].any()
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        tokens = rollouts.tokens[row : row + 1]
+        with torch.no_grad():
+            scores = [model(input_ids=tokens[:, :t]).logits.item() for t in range(1, length + 1)]
+        for t in range(1, length):
+            if rollouts.response_mask[row, t]:
+                assert float(got.values[row, t]) == pytest.approx(scores[t - 1], abs=1e-5)
+        assert float(got.bootstrap[row]) == pytest.approx(scores[-1], abs=1e-5)
+
+
+def test_one_critic_step_equals_plain_sgd(tiny_model, tmp_path):
+    rollouts = random_rollouts()
+    learner = make_critic(tiny_model("llama"), epochs=1, minibatch=7, microbatch_tokens=40)
+    learner.save(str(tmp_path / "model"), str(tmp_path))
+    values = learner.values(rollouts)
+    batch = critic_batch(rollouts, values)
+    metrics = learner.update(batch, step=1)
+
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    loss = torch.zeros(())
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        hidden = model.model(input_ids=rollouts.tokens[row : row + 1, :length]).last_hidden_state[0]
+        for t in range(1, length):
+            if rollouts.response_mask[row, t]:
+                loss = loss + 0.5 * (model.score(hidden[t - 1]) - batch.returns[row, t]).square().sum()
+    loss = loss / rollouts.response_mask.sum()
+    loss.backward()
+    expected = {name: p.detach() - 0.1 * p.grad for name, p in model.named_parameters()}
+    assert largest_difference(weights(learner), expected) < 1e-6
+    assert metrics["loss/value_avg"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["val/clipfrac_avg"] == 0.0
+
+
+def test_explained_variance_by_hand():
+    def batch(values, returns):
+        mask = torch.tensor([[False, True, True, True]])
+        rows = [torch.tensor([[9.0, *x]]) for x in (values, returns)]
+        return CriticBatch(torch.ones(1, 4, dtype=torch.int64), torch.tensor([4]), mask, *rows)
+
+    assert explained_variance(batch([1, 2, 3], [1, 2, 3])) == 1.0
+    # returns' variance 8/3; errors 1, 0, -1 with variance 2/3
+    assert explained_variance(batch([0, 3, 6], [1, 3, 5])) == pytest.approx(0.75)
+    assert explained_variance(batch([0, 3, 6], [2, 2, 2])) == 0.0
+
+
+def test_a_saved_learner_goes_on_as_if_never_stopped(tiny_model, tmp_path):
+    rollouts = random_rollouts()
+    adam = EngineConfig(optimizer="adamw", lr=1e-2)
+    learner = make_policy(tiny_model("llama"), engine=adam)
+    batch = policy_batch(rollouts, learner.logprobs(rollouts))
+    learner.update(batch, step=1)
+    learner.save(str(tmp_path / "model"), str(tmp_path / "state"))
+    saved = weights(learner)
+    metrics = learner.update(batch, step=2)
+
+    other = make_policy(tiny_model("llama"), engine=adam)
+    other.load(str(tmp_path / "state"))
+    assert largest_difference(weights(other), saved) == 0
+    assert other.update(batch, step=2) == metrics
+    assert largest_difference(weights(other), weights(learner)) == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert largest_difference(dict(exported.named_parameters()), saved) == 0
+
+
+def test_the_learning_rate_spans_the_run():
+    config = PolicyUpdateConfig(epochs=2, minibatch=32)
+    assert config.optimizer_steps(rl_steps=10, rollout_batch=64) == 40
+    assert config.optimizer_steps(rl_steps=10, rollout_batch=65) == 60
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no tokenizer"):
+        make_policy(str(tmp_path))
