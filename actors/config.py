@@ -1,0 +1,50 @@
+"""How responses are sampled, and the engine that samples them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rayrlhf.config import Section
+from rayrlhf.errors import ConfigError
+
+
+class SamplingConfig(Section):
+    """The sampling distribution: softmax(logits / temperature), whole, until an end token or the limit.
+
+    There is no top-p, top-k, penalty or minimum length on purpose: log-probabilities of the
+    sampled tokens must equal the trainer's.
+    """
+
+    temperature: float = Field(default=1.0, gt=0, description="Divides the logits, in sampling and in training.")
+    max_new_tokens: int = Field(default=48, ge=1, description="Longest response, in tokens with its end token.")
+
+
+class RolloutConfig(Section):
+    """The engine inside each rollout actor."""
+
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="vllm, or its slow twin transformers (the same protocol, plain PyTorch)."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Precision of the engine's weights; on CPUs keep float32."
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=2, description="Room for prompt plus response, in tokens; null: the model's context."
+    )
+    kv_cache_gib: float = Field(default=1.0, gt=0, description="Memory of the KV cache in GiB (vllm).")
+    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share one engine's weights (vllm).")
+    enforce_eager: bool = Field(
+        default=True, description="False: compile and capture graphs; slower to start, faster on GPUs (vllm)."
+    )
+
+
+def check_lengths(prompt_max: int, max_new_tokens: int, context: int) -> None:
+    """Raises ConfigError unless the longest prompt and the longest response fit the model's context."""
+    if prompt_max + max_new_tokens > context:
+        raise ConfigError(
+            f"a prompt of {prompt_max} tokens and a response of {max_new_tokens} make "
+            f"{prompt_max + max_new_tokens}, but the model's context is {context}; set max_new_tokens to at "
+            f"most {max(0, context - prompt_max)}, shorten the prompts, or take a model with a longer context"
+        )

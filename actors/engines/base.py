@@ -1,0 +1,123 @@
+"""What every sampling engine does, and what they share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.errors import DataError, ModelError, RoleError
+from rayrlhf.models.digest import tensor_digest
+
+
+class Engine(Protocol):
+    """Samples responses with weights that can be replaced while it runs."""
+
+    version: int  # of the weights it holds; those of its model folder are version 0
+
+    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int) -> Rollouts:
+        """One response a row, each row's sampling fixed by `seed` and its prompt_index."""
+
+    def load_weights(self, version: int, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:
+        """Replaces all weights (Hugging Face names -> whole tensors, tied ones once).
+
+        Returns the digest of each tensor as it was loaded.  Raises RoleError when one is missing
+        or unknown.
+        """
+
+
+def build(folder: str, config: RolloutConfig) -> Engine:
+    """The engine of `config` over a Hugging Face model folder, warmed up."""
+    if config.engine == "vllm":
+        from actors.engines.vllm import VLLMEngine
+
+        return VLLMEngine(folder, config)
+    from actors.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, config)
+
+
+def row_seed(seed: int, prompt_index: int) -> int:
+    """63 bits that depend on both numbers and on nothing else, such as the replica that samples."""
+    digest = hashlib.blake2b(f"{seed}:{prompt_index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def end_tokens(folder: str) -> list[int]:
+    """Tokens that end a response: the tokenizer's end token and those of generation_config.json.
+
+    Raises ModelError when there are none.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    ends = {AutoTokenizer.from_pretrained(folder).eos_token_id}
+    try:
+        listed = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # the file is optional
+        listed = None
+    ends.update(listed if isinstance(listed, list) else [listed])
+    ends.discard(None)
+    if not ends:
+        raise ModelError(f"the tokenizer in {folder} has no end token; set its eos_token")
+    return sorted(ends)
+
+
+def check_prompts(prompts: Prompts, sampling: SamplingConfig, context: int) -> None:
+    """Raises DataError for a prompt without tokens, ConfigError for one that leaves too little room."""
+    if int(prompts.lengths.min()) < 1:
+        row = int(prompts.lengths.argmin())
+        raise DataError(f"prompt {int(prompts.prompt_index[row])} has no tokens; it needs at least one (bos)")
+    check_lengths(int(prompts.lengths.max()), sampling.max_new_tokens, context)
+
+
+def assemble(
+    prompts: Prompts,
+    responses: list[list[int]],
+    logprobs: list[list[float]],
+    finished: list[bool],
+    version: int,
+) -> Rollouts:
+    """Prompts and what was sampled after them, as one right-padded batch."""
+    count = len(prompts)
+    prompt_lengths = prompts.lengths.tolist()
+    lengths = [start + len(response) for start, response in zip(prompt_lengths, responses, strict=True)]
+    tokens = torch.zeros(count, max(lengths), dtype=torch.int64)
+    mask = torch.zeros(count, max(lengths), dtype=torch.bool)
+    sampled = torch.zeros(count, max(lengths))
+    for row, (start, end) in enumerate(zip(prompt_lengths, lengths, strict=True)):
+        tokens[row, :start] = prompts.tokens[row, :start]
+        tokens[row, start:end] = torch.tensor(responses[row])
+        mask[row, start:end] = True
+        sampled[row, start:end] = torch.tensor(logprobs[row])
+    return Rollouts(
+        tokens=tokens,
+        lengths=torch.tensor(lengths),
+        response_mask=mask,
+        sampled_logprobs=sampled,
+        finished=torch.tensor(finished),
+        prompt_index=prompts.prompt_index,
+        policy_version=torch.full((count,), version),
+    )
+
+
+def digesting(buckets: Iterable[dict[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """The buckets' tensors one by one, each one's digest noted in `digests` as it passes."""
+    for bucket in buckets:
+        for name, tensor in bucket.items():
+            digests[name] = tensor_digest(tensor)
+            yield name, tensor
+
+
+def check_complete(expected: set[str], loaded: set[str]) -> None:
+    """Raises RoleError unless every parameter was loaded: the rest would keep their old values."""
+    missing = sorted(expected - loaded)
+    if missing:
+        raise RoleError(
+            f"{len(missing)} of {len(expected)} parameters of the engine were not in the published weights, "
+            f"first {missing[0]}; the policy's architecture differs from the engine's model folder"
+        )

@@ -1,0 +1,116 @@
+"""The vLLM engine's twin in plain transformers: slower, and easy to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engines.base import assemble, check_complete, check_prompts, digesting, end_tokens, row_seed
+from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.errors import RoleError
+
+
+class TransformersEngine:
+    """See actors.engines.base.Engine."""
+
+    def __init__(self, folder: str, config: RolloutConfig) -> None:
+        """Loads a Hugging Face folder, onto the GPU where the process has one."""
+        from transformers import AutoModelForCausalLM
+
+        self.version = 0
+        self._ends = torch.tensor(end_tokens(folder))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+        self._model = model.to(self._device).eval()
+        self._context = config.max_model_len or model.config.max_position_embeddings
+
+    @torch.no_grad()
+    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int) -> Rollouts:
+        """One response a row; prompts are padded on the left, so that all rows grow at the same place."""
+        check_prompts(prompts, sampling, self._context)
+        count, width = len(prompts), int(prompts.lengths.max())
+        tokens = torch.zeros(count, width, dtype=torch.int64)
+        mask = torch.zeros(count, width, dtype=torch.int64)
+        for row, length in enumerate(prompts.lengths.tolist()):
+            tokens[row, width - length :] = prompts.tokens[row, :length]
+            mask[row, width - length :] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        # [B, max_new_tokens]: each row's own randomness, whatever rows are sampled beside it
+        uniform = torch.stack(
+            [
+                torch.rand(
+                    sampling.max_new_tokens,
+                    dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(row_seed(seed, index)),
+                )
+                for index in prompts.prompt_index.tolist()
+            ]
+        )
+        sampled: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        ended = torch.zeros(count, dtype=torch.bool)
+        cache = None
+        for step in range(sampling.max_new_tokens):
+            output = self._model(
+                input_ids=tokens.to(self._device),
+                attention_mask=mask.to(self._device),
+                position_ids=positions.to(self._device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            logits = output.logits[:, -1].float().cpu() / sampling.temperature
+            distribution = torch.log_softmax(logits, dim=-1)
+            chosen = draw(distribution, uniform[:, step])
+            sampled.append(chosen)
+            logprobs.append(distribution.gather(1, chosen[:, None])[:, 0])
+            ended |= torch.isin(chosen, self._ends)
+            if ended.all():
+                break
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, torch.ones(count, 1, dtype=torch.int64)], dim=1)
+            positions = positions[:, -1:] + 1
+        return self._cut_at_end(prompts, torch.stack(sampled, 1), torch.stack(logprobs, 1))
+
+    def _cut_at_end(self, prompts: Prompts, sampled: Tensor, logprobs: Tensor) -> Rollouts:
+        """Drops what rows were fed after their end token; `sampled` and `logprobs` are [B, steps]."""
+        is_end = torch.isin(sampled, self._ends)
+        finished = is_end.any(1)
+        lengths = torch.where(finished, is_end.int().argmax(1) + 1, sampled.shape[1]).tolist()
+        return assemble(
+            prompts,
+            [row[:n] for row, n in zip(sampled.tolist(), lengths, strict=True)],
+            [row[:n] for row, n in zip(logprobs.tolist(), lengths, strict=True)],
+            finished.tolist(),
+            self.version,
+        )
+
+    @torch.no_grad()
+    def load_weights(self, version: int, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:
+        """Copies the weights into the model's parameters; tied ones are one parameter."""
+        parameters = dict(self._model.named_parameters())
+        digests: dict[str, str] = {}
+        for name, tensor in digesting(buckets, digests):
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                shape = list(parameters[name].shape) if name in parameters else "none of that name"
+                raise RoleError(f"published tensor {name} {list(tensor.shape)} does not fit the engine's: {shape}")
+            parameters[name].copy_(tensor)
+        check_complete(set(parameters), set(digests))
+        self.version = version
+        return digests
+
+
+def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens i64[B] where the cumulative probabilities pass `uniform` f64[B] in [0, 1).
+
+    `distribution` holds log-probabilities [B, V].
+    """
+    cumulative = distribution.double().exp().cumsum(-1)
+    # the sum is 1 only up to rounding; right=True never takes a token of probability 0
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return chosen.clamp(max=distribution.shape[1] - 1)

@@ -1,0 +1,166 @@
+"""Groups of actors that play one role: ranks of one engine, or replicas of one frozen model.
+
+RankGroup (policy, critic): N ranks of one DeepSpeed engine.  A call goes to every rank with the
+WHOLE batch; the ranks share out its rows themselves (they run collectives, so all must take part
+the same number of times), and rank 0 answers for all.
+
+    coordinator          policy-0                 policy-1                 policy-2
+        | put(batch) ------> ref ------------------> ref ------------------> ref
+        |                forward its rows         forward its rows         forward its rows
+        |                     '------ collectives: gather, reduce, broadcast -----'
+        | <--- answer ------- |                        |                        |
+        |   waits for: every rank.   unblocked by: all answers, the first failure, or the deadline
+        v
+
+ReplicaGroup (reference, reward): N independent copies.  The rows are cut into contiguous parts.
+
+    coordinator          reference-0      reference-1
+        | rows 0..31 ------> |                |
+        | rows 32..63 -----------------------> |
+        | <-- part 0 ------- |                |
+        | <-- part 1 ------------------------- |
+        v   joined in row order; same waiting rules
+
+Calls to one actor queue in order (one thread each); calls to different groups run side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import ray
+import torch
+from torch import Tensor
+
+from actors import calls
+from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, Values
+from rayrlhf.roles import Metrics
+
+
+class Placement(Protocol):
+    """What a group needs to know of the cluster (`cluster.placement.Placement` has it)."""
+
+    def options(self, role: str, rank: int) -> dict[str, Any]:
+        """Arguments of `ActorClass.options` for this rank: resources, name, placement, environment."""
+
+
+class ActorGroup:
+    """`count` actors of one class, named `role-0`, `role-1`, ..."""
+
+    def __init__(
+        self,
+        role: str,
+        actor_class: type,
+        kwargs: dict[str, Any],
+        placement: Placement,
+        count: int,
+        deadline_s: float,
+    ) -> None:
+        """Ask Ray for the actors; `await start()` makes them ready.
+
+        `kwargs` go to each actor's `start` method (not to its constructor: what a constructor
+        raises reaches the caller only as the text of an actor's death).  `deadline_s` holds for
+        each call; starting has its own.
+        """
+        self.role = role
+        self.names = [f"{role}-{rank}" for rank in range(count)]
+        self.deadline_s = deadline_s
+        self._kwargs = kwargs
+        remote_class: Any = ray.remote(actor_class)
+        self.handles: list[Any] = [
+            remote_class.options(**placement.options(role, rank)).remote() for rank in range(count)
+        ]
+
+    async def call(self, rank: int, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> Any:
+        """One actor's answer; errors and deadline as in `calls.call`."""
+        deadline_s = deadline_s or self.deadline_s
+        return await calls.call(
+            self.handles[rank], method, *args, role=self.names[rank], deadline_s=deadline_s, **kwargs
+        )
+
+    async def everyone(self, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> list[Any]:
+        """The same call to every actor; their answers in order of rank."""
+        ranks = range(len(self.handles))
+        return await calls.gather([self.call(rank, method, *args, deadline_s=deadline_s, **kwargs) for rank in ranks])
+
+    async def start(self, deadline_s: float) -> None:
+        """Load the models; DeadlineError names every actor that is not ready in time."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the actors' processes."""
+        for handle in self.handles:
+            ray.kill(handle)
+        self.handles = []
+
+
+class RankGroup(ActorGroup):
+    """The ranks of one engine; rank 0 speaks for all."""
+
+    async def start(self, deadline_s: float) -> None:
+        """Every rank says where it could be met; all meet at rank 0's place and build the engine."""
+        address, port = (await self.everyone("offer_address", deadline_s=deadline_s))[0]
+        world_size = len(self.handles)
+        await calls.gather(
+            [
+                self.call(r, "start", r, world_size, address, port, deadline_s=deadline_s, **self._kwargs)
+                for r in range(world_size)
+            ]
+        )
+
+    async def together(self, method: str, *args: Any) -> Any:
+        """Every rank takes part with the same arguments; rank 0's answer."""
+        return (await self.everyone(method, *args))[0]
+
+    async def save(self, directory: str) -> None:
+        await self.together("save", directory)
+
+    async def load(self, directory: str) -> None:
+        await self.together("load", directory)
+
+
+class PolicyGroup(RankGroup):
+    """`roles.Policy` over the ranks of actors.policy.PolicyRank."""
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        return await self.together("logprobs", ray.put(rollouts))
+
+    async def update(self, batch: PolicyBatch, step: int) -> Metrics:
+        return await self.together("update", ray.put(batch), step)
+
+
+class CriticGroup(RankGroup):
+    """`roles.Critic` over the ranks of actors.critic.CriticRank."""
+
+    async def values(self, rollouts: Rollouts) -> Values:
+        return await self.together("values", ray.put(rollouts))
+
+    async def update(self, batch: CriticBatch, step: int) -> Metrics:
+        return await self.together("update", ray.put(batch), step)
+
+
+class ReplicaGroup(ActorGroup):
+    """Independent copies of a frozen model."""
+
+    async def start(self, deadline_s: float) -> None:
+        await self.everyone("start", deadline_s=deadline_s, **self._kwargs)
+
+    async def shared_out(self, method: str, rollouts: Rollouts) -> list[Any]:
+        """One part of the rows for each replica (none for replicas beyond the number of rows);
+        the answers in row order."""
+        parts = torch.arange(len(rollouts)).tensor_split(max(1, min(len(self.handles), len(rollouts))))
+        return await calls.gather([self.call(i, method, rollouts.rows(part)) for i, part in enumerate(parts)])
+
+
+class ReferenceGroup(ReplicaGroup):
+    """`roles.Reference` over replicas of actors.reference.ReferenceReplica."""
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        return torch.cat(await self.shared_out("logprobs", rollouts))
+
+
+class RewardGroup(ReplicaGroup):
+    """`roles.Reward` over replicas of actors.reward.RewardReplica."""
+
+    async def scores(self, rollouts: Rollouts) -> Scores:
+        return Scores.concat(await self.shared_out("scores", rollouts))

@@ -1,0 +1,42 @@
+"""The policy: one rank of the model being trained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from actors.ranks import EngineRank
+from actors.weight_sync import Bucket, put
+from rayrlhf.batches import PolicyBatch, Rollouts
+from rayrlhf.roles import Metrics
+from rayrlhf.training.policy_learner import PolicyLearner
+
+
+class PolicyRank(EngineRank):
+    """Every method is called on all ranks at once, with the same arguments."""
+
+    def start(self, rank: int, world_size: int, address: str, port: int, threads: int, **learner: Any) -> None:
+        """Meet the other ranks and load the model; `learner`: what PolicyLearner takes."""
+        self.join(rank, world_size, address, port, threads)
+        self.learner = PolicyLearner(**learner)
+
+    def logprobs(self, rollouts: Rollouts) -> Tensor | None:
+        return self.answer(self.learner.logprobs(rollouts))
+
+    def update(self, batch: PolicyBatch, step: int) -> Metrics | None:
+        return self.answer(self.learner.update(batch, step))
+
+    def save(self, directory: str) -> None:
+        """The model to `directory/model`, every rank's engine state to `directory/state/policy`."""
+        self.learner.save(os.path.join(directory, "model"), os.path.join(directory, "state"))
+
+    def load(self, directory: str) -> None:
+        self.learner.load(os.path.join(directory, "state"))
+
+    def export_weights(self, bucket_bytes: int) -> list[Bucket] | None:
+        """Rank 0: for each bucket of full weights by Hugging Face name, its place in the object store
+        and each tensor's digest.  The other ranks help to gather and return None."""
+        buckets = self.learner.engine.weight_buckets(bucket_bytes)
+        return self.answer([put(bucket) for bucket in buckets if bucket is not None])

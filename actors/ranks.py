@@ -1,0 +1,34 @@
+"""What policy and critic ranks share: meeting their peers."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import ray
+import torch
+
+from rayrlhf.training import distributed
+
+# A collective that waits longer than this for a peer fails; the group notices a failed rank sooner.
+COLLECTIVE_TIMEOUT_S = 1800.0
+
+
+class EngineRank:
+    """One rank of a DeepSpeed engine, before it knows its model."""
+
+    def offer_address(self) -> tuple[str, int]:
+        """(this node's address, a port free on it) for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, rank: int, world_size: int, address: str, port: int, threads: int) -> None:
+        """Meet the other ranks."""
+        torch.set_num_threads(threads)
+        distributed.init(rank, world_size, address, port, COLLECTIVE_TIMEOUT_S)
+        self.rank = rank
+
+    def answer(self, value: Any) -> Any:
+        """`value` on rank 0, which speaks for all; None elsewhere."""
+        return value if self.rank == 0 else None

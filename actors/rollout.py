@@ -1,0 +1,77 @@
+"""The rollout actor: a sampling engine in a process of its own, and the group of its replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import ray
+import torch
+from torch import Tensor
+
+from actors import calls
+from actors.config import RolloutConfig, SamplingConfig
+from actors.group import Placement, ReplicaGroup
+from rayrlhf.batches import Prompts, Rollouts
+
+if TYPE_CHECKING:
+    from actors.engines.base import Engine
+
+
+class RolloutReplica:
+    """A Ray actor's class; ray.remote is applied by the group."""
+
+    def start(self, folder: str, config: RolloutConfig, sampling: SamplingConfig) -> None:
+        """Builds the engine over the Hugging Face folder and warms it up."""
+        from actors.engines.base import build
+
+        self._sampling = sampling
+        self._engine: Engine = build(folder, config)
+
+    def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+        """One response a row of `prompts`."""
+        return self._engine.generate(prompts, self._sampling, seed)
+
+    def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
+        """Replaces the weights by those in `buckets` (refs of name -> tensor), read one by one.
+
+        Returns each tensor's digest, computed here on what was loaded, and the number of bytes.
+        """
+        num_bytes = 0
+
+        def read() -> Iterator[dict[str, Tensor]]:
+            nonlocal num_bytes
+            for ref in buckets:
+                bucket = ray.get(ref)
+                num_bytes += sum(tensor.nbytes for tensor in bucket.values())
+                yield bucket
+
+        return self._engine.load_weights(version, read()), num_bytes
+
+    def version(self) -> int:
+        """Version of the weights the engine holds."""
+        return self._engine.version
+
+
+class RolloutGroup(ReplicaGroup):
+    """`roles.Rollout` over replicas of RolloutReplica."""
+
+    def __init__(
+        self,
+        folder: str,
+        config: RolloutConfig,
+        sampling: SamplingConfig,
+        placement: Placement,
+        count: int,
+        deadline_s: float,
+    ) -> None:
+        """Asks Ray for `count` engines over the model in `folder`; `await start()` makes them ready."""
+        kwargs = {"folder": folder, "config": config, "sampling": sampling}
+        super().__init__("rollout", RolloutReplica, kwargs, placement, count, deadline_s)
+
+    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+        """Contiguous parts of the rows go to the replicas; the answer is in row order."""
+        count = max(1, min(len(self.handles), len(prompts)))
+        parts = torch.arange(len(prompts)).tensor_split(count)
+        answers = [self.call(i, "generate", prompts.rows(part), seed) for i, part in enumerate(parts)]
+        return Rollouts.concat(await calls.gather(answers))

@@ -1,0 +1,241 @@
+"""`rayrlhf ppo`: reinforcement learning from a reward model with PPO, on Ray actors.
+
+This file only puts the parts together: the step is rayrlhf/coordinator.py, the loop around it
+rayrlhf/ppo_loop.py, the actors are in actors/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from cluster.config import LayoutConfig
+from rayrlhf.config import Section
+from rayrlhf.data.config import DataConfig
+from rayrlhf.errors import ConfigError
+from rayrlhf.ppo_config import AlgorithmConfig, LoopConfig
+from rayrlhf.run import RunConfig
+from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig
+
+if TYPE_CHECKING:
+    from cluster.layout import RolePlan
+    from cluster.placement import Placement
+    from rayrlhf.coordinator import Roles
+
+ROLES = ("policy", "critic", "reference", "reward", "rollout")
+EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
+
+
+class PPOConfig(Section):
+    """The roles' models, the prompts, the algorithm, and where everything runs."""
+
+    run: RunConfig = Field(description="the run this stage belongs to")
+    policy_model: str = Field(description="where the policy starts: the SFT stage, or a Hugging Face folder")
+    reward_model: str = Field(description="the reward model: its stage, or a sequence-classification folder")
+    reference_model: str | None = Field(default=None, description="what the KL is measured against; null: policy_model")
+    critic_model: str | None = Field(default=None, description="where the critic starts; null: reward_model")
+    prompts: DataConfig = Field(description="prompts to train on, and held-out ones to evaluate on")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="how responses are sampled")
+    rollout: RolloutConfig = Field(default=RolloutConfig(), description="the engine that samples")
+    algorithm: AlgorithmConfig = Field(default=AlgorithmConfig(), description="from scores to advantages")
+    policy: PolicyUpdateConfig = Field(default=PolicyUpdateConfig(), description="the policy's update")
+    critic: CriticUpdateConfig = Field(default=CriticUpdateConfig(), description="the critic's update")
+    loop: LoopConfig = Field(default=LoopConfig(), description="steps, evaluation, checkpoints")
+    layout: LayoutConfig = Field(
+        default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
+    )
+    gold: str | None = Field(
+        default=None, description="module:function that scores evaluation texts and is never trained on"
+    )
+    call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later than this has failed")
+    start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+
+
+def parents(config: PPOConfig) -> dict[str, str]:
+    """What this stage is made from."""
+    found = {
+        "policy": config.policy_model,
+        "reward_model": config.reward_model,
+        "prompts": config.prompts.train,
+    }
+    if config.reference_model:
+        found["reference"] = config.reference_model
+    if config.critic_model:
+        found["critic"] = config.critic_model
+    return found
+
+
+def check(config: PPOConfig) -> None:
+    """Everything that can be known before a resource is taken: models, prompts, lengths, batch sizes, layout."""
+    from cluster.bring_up import check_run_root
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.data import sources
+    from rayrlhf.models.causal_lm import check_folder
+
+    check_run_root(config.run.root)
+    missing = [role for role in ROLES if role not in config.layout.roles]
+    if missing:
+        raise ConfigError(f"layout.roles has no {', '.join(missing)}; PPO needs {', '.join(ROLES)}")
+    check_batches(config)
+    contexts = [check_folder(model_folder(path)) for path in _folders(config).values()]
+    if config.rollout.max_model_len:
+        contexts.append(config.rollout.max_model_len)
+    check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts))
+    sources.check(config.prompts.train, config.prompts.format, "prompts")
+    if config.prompts.validation is None:
+        raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
+    sources.check(config.prompts.validation, config.prompts.format, "prompts")
+    plan(config)
+
+
+def check_batches(config: PPOConfig) -> None:
+    """The rollout batch divides into whole minibatches; ConfigError otherwise."""
+    for name, update in (("policy", config.policy), ("critic", config.critic)):
+        if config.loop.rollout_batch % update.minibatch:
+            raise ConfigError(
+                f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of {name}.minibatch="
+                f"{update.minibatch}: the last minibatch of each epoch would be smaller; set one of them"
+            )
+
+
+def plan(config: PPOConfig) -> list[RolePlan]:
+    """Every role's place, with an estimate of its memory."""
+    from cluster import layout, memory
+    from rayrlhf.checkpoint import model_folder
+
+    folders = _folders(config)
+    needs = {}
+    for role in ROLES:
+        zero = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}.get(role, 0)
+        parameters = memory.parameters_in(model_folder(folders[role]))
+        ranks = config.layout.roles[role].ranks
+        needs[role] = memory.estimate(role, parameters, ranks, zero, config.rollout.kv_cache_gib)
+    return layout.plan(config.layout, needs)
+
+
+def run(config: PPOConfig) -> str:
+    """Train; returns the last step's stage directory.  Ray is connected."""
+    return asyncio.run(_run(config))
+
+
+async def _run(config: PPOConfig) -> str:
+    from rich.console import Console
+
+    from cluster.placement import Placement
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.coordinator import PPO
+    from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
+    from rayrlhf.evaluation.gold import load_function
+    from rayrlhf.lineage import refuse, standing
+    from rayrlhf.metrics import MetricsLog
+    from rayrlhf.models.causal_lm import load_tokenizer
+    from rayrlhf.ppo_loop import Evaluator, PPOLoop
+    from rayrlhf.timing import Stopwatch
+
+    console, root = Console(), config.run.stage("ppo")
+    describe, made_from = config.model_dump(mode="json"), parents(config)
+    found = standing(root, describe, made_from)
+    if found.state == "changed":
+        raise refuse(root, found)
+    loop, seed = config.loop, config.run.seed
+    tokenizer = load_tokenizer(model_folder(config.policy_model))
+    held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts)
+    placement = Placement.reserve(config.layout, config.start_deadline_s, say=console.print)
+    groups: dict[str, Any] = {}
+    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo")
+    try:
+        roles = await _start(config, placement, groups, stopwatch)
+        gold = load_function(config.gold) if config.gold else None
+        return await PPOLoop(
+            ppo=PPO(roles, config.algorithm, seed),
+            config=loop,
+            prompts=lambda done: training_prompts(
+                config.prompts, tokenizer, loop.rollout_batch, loop.steps, seed, skip=done
+            ),
+            evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
+            log=log,
+            stopwatch=stopwatch,
+            stage_root=root,
+            describe=describe,
+            parents=made_from,
+            console=console,
+        ).run(resume=found.state != "absent")
+    finally:
+        for group in groups.values():
+            group.stop()
+        placement.release()
+        log.close()
+
+
+async def _start(config: PPOConfig, placement: Placement, groups: dict[str, Any], stopwatch: Any) -> Roles:
+    """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
+    from actors import critic, group, policy, reference, reward, rollout
+    from actors.weight_sync import Publisher
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.coordinator import Roles
+
+    folders = {role: model_folder(path) for role, path in _folders(config).items()}
+    temperature, seed, deadline = config.sampling.temperature, config.run.seed, config.call_deadline_s
+    threads = {role: config.layout.roles[role].threads for role in ROLES}
+
+    def learner(role: str, update: PolicyUpdateConfig | CriticUpdateConfig) -> dict[str, Any]:
+        steps = update.optimizer_steps(config.loop.steps, config.loop.rollout_batch)
+        return {
+            "folder": folders[role], "config": update, "total_steps": steps, "seed": seed, "threads": threads[role],
+        }  # fmt: skip
+
+    def make(kind: Any, role: str, actor: type, kwargs: dict[str, Any]) -> Any:
+        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), deadline)
+        return groups[role]
+
+    make(
+        group.PolicyGroup,
+        "policy",
+        policy.PolicyRank,
+        learner("policy", config.policy) | {"temperature": temperature},
+    )
+    make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
+    frozen = {"forward_tokens": config.policy.forward_tokens}
+    make(
+        group.ReferenceGroup,
+        "reference",
+        reference.ReferenceReplica,
+        frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
+    )
+    make(
+        group.RewardGroup,
+        "reward",
+        reward.RewardReplica,
+        frozen | {"folder": folders["reward"], "threads": threads["reward"]},
+    )
+    groups["rollout"] = rollout.RolloutGroup(
+        folders["rollout"], config.rollout, config.sampling, placement, placement.count("rollout"), deadline
+    )
+    await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
+    publisher = Publisher(groups["policy"], groups["rollout"])
+    timed = {role: stopwatch.timed(g, role) for role, g in groups.items()}
+    return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
+
+
+def _folders(config: PPOConfig) -> dict[str, str]:
+    return {
+        "policy": config.policy_model,
+        "rollout": config.policy_model,
+        "reference": config.reference_model or config.policy_model,
+        "reward": config.reward_model,
+        "critic": config.critic_model or config.reward_model,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    from jobs import command
+
+    return command.main("ppo", PPOConfig, check, plan, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

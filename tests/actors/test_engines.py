@@ -1,0 +1,245 @@
+"""The two engines: what they sample, what they say of it, and weights replaced while they run.
+
+vLLM changes the process it lives in (threads, memory, torch.distributed), so each engine is in an
+actor, as in production.
+"""
+
+import os
+
+import pytest
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from actors.engines.base import end_tokens, row_seed
+from actors.engines.transformers import draw
+from rayrlhf.batches import Prompts
+from rayrlhf.errors import ConfigError, DataError, RoleError
+from rayrlhf.models.digest import tensor_digest
+
+KINDS = ("llama", "qwen3", "gpt2")  # qwen3 ties its embeddings
+SAMPLING = SamplingConfig(temperature=0.7, max_new_tokens=48)
+TOLERANCE = 1e-4
+
+
+@ray.remote(num_cpus=0)
+class Host:
+    def start(self, folder, config):
+        from actors.engines.base import build
+
+        self.engine = build(folder, config)
+
+    def generate(self, *args):
+        return self.engine.generate(*args)
+
+    def load(self, version, buckets):
+        return self.engine.load_weights(version, buckets)
+
+    def threads(self):
+        return torch.get_num_threads()
+
+
+@pytest.fixture(scope="module")
+def host(ray_local, tiny_model):
+    """`host(engine, kind)`: an actor with that engine, the last one kept until another is asked for."""
+    running = {}
+
+    def get(engine, kind, **config):
+        key = engine, kind, *config.items()
+        if key not in running:
+            stop()
+            environment = {"env_vars": {"OMP_NUM_THREADS": "2"}}
+            running[key] = Host.options(runtime_env=environment).remote()
+            settings = RolloutConfig(engine=engine, kv_cache_gib=0.25, **config)
+            ray.get(running[key].start.remote(tiny_model(kind), settings))
+        return running[key]
+
+    def stop():
+        for actor in running.values():
+            ray.kill(actor)
+        running.clear()
+
+    yield get
+    stop()
+
+
+def prompts(count, longest=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 256, (count, longest), generator=generator)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator)
+    return Prompts(tokens, lengths, torch.arange(100, 100 + count))
+
+
+def other_model(folder, seed):
+    """A model of the same architecture with other weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).eval()
+
+
+def largest_gap(model, rollouts, temperature):
+    """max |log-probability the engine gave while sampling - the model's|, one plain forward a row."""
+    gaps = []
+    for row in range(len(rollouts)):
+        tokens = rollouts.tokens[row, : rollouts.lengths[row]]
+        with torch.no_grad():
+            logits = model(input_ids=tokens[None], use_cache=False).logits[0]
+        logprobs = torch.log_softmax(logits / temperature, -1)
+        mask = rollouts.response_mask[row, : len(tokens)]
+        expected = torch.stack([logprobs[t - 1, tokens[t]] for t in mask.nonzero()[:, 0].tolist()])
+        gaps.append((expected - rollouts.sampled_logprobs[row, : len(tokens)][mask]).abs().max())
+    return max(gaps).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_sampled_logprobs_follow_the_weights(host, tiny_model, engine, kind):
+    actor, old = host(engine, kind), AutoModelForCausalLM.from_pretrained(tiny_model(kind)).eval()
+    before = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
+    assert largest_gap(old, before, 0.7) < TOLERANCE
+    assert before.policy_version.tolist() == [0] * 24
+
+    new = other_model(tiny_model(kind), seed=5)
+    # a missed publish: the engine samples from the old weights, and it must show
+    assert largest_gap(new, before, 0.7) > 0.1
+    weights = {name: tensor.detach() for name, tensor in new.named_parameters()}
+    names = list(weights)
+    half = len(names) // 2
+    buckets = [{n: weights[n] for n in names[:half]}, {n: weights[n] for n in names[half:]}]
+    for version in (7, 8):  # a second reload goes over what the first one left
+        digests = ray.get(actor.load.remote(version, buckets))
+        assert digests == {name: tensor_digest(tensor) for name, tensor in weights.items()}
+        after = ray.get(actor.generate.remote(prompts(24), SAMPLING, version))
+        assert largest_gap(new, after, 0.7) < TOLERANCE
+        assert after.policy_version.tolist() == [version] * 24
+
+    back = {name: tensor.detach() for name, tensor in old.named_parameters()}
+    ray.get(actor.load.remote(9, [back]))
+    again = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
+    assert torch.equal(again.tokens, before.tokens)  # same weights, same seed, same responses
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_row_is_sampled_alike_in_any_company(host, engine):
+    actor, batch = host(engine, "llama"), prompts(16)
+    whole = ray.get(actor.generate.remote(batch, SAMPLING, 3))
+    part = ray.get(actor.generate.remote(batch.rows(torch.tensor([12, 5])), SAMPLING, 3))
+    for row, same in ((12, 0), (5, 1)):
+        length = int(part.lengths[same])
+        assert length == int(whole.lengths[row])
+        assert torch.equal(whole.tokens[row, :length], part.tokens[same, :length])
+    other = ray.get(actor.generate.remote(batch, SAMPLING, 4))
+    assert not torch.equal(other.tokens[:, :12], whole.tokens[:, :12])
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_responses_end_with_their_end_token_or_at_the_limit(host, tiny_model, engine):
+    (end,) = end_tokens(tiny_model("llama"))
+    batch = prompts(96)
+    rollouts = ray.get(host(engine, "llama").generate.remote(batch, SAMPLING, 0))
+    assert 0 < rollouts.finished.sum() < 96  # random weights: some end, most do not
+    assert rollouts.tokens.shape[1] == rollouts.lengths.max()
+    for row in range(96):
+        start, length = int(batch.lengths[row]), int(rollouts.lengths[row])
+        response = rollouts.tokens[row, start:length].tolist()
+        assert rollouts.tokens[row, :start].tolist() == batch.tokens[row, :start].tolist()
+        assert rollouts.response_mask[row].nonzero()[:, 0].tolist() == list(range(start, length))
+        assert rollouts.sampled_logprobs[row, ~rollouts.response_mask[row]].eq(0).all()
+        assert end not in response[:-1]
+        if rollouts.finished[row]:
+            assert response[-1] == end
+        else:
+            assert response[-1] != end
+            assert len(response) == SAMPLING.max_new_tokens
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_tokens_are_drawn_with_the_probabilities_of_the_temperature(host, tiny_model, engine):
+    count, temperature = 4000, 0.5
+    one = Prompts(torch.full((count, 1), 65), torch.ones(count, dtype=torch.int64), torch.arange(count))
+    sampling = SamplingConfig(temperature=temperature, max_new_tokens=1)
+    weights = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
+    ray.get(host(engine, "llama").load.remote(1, [{n: p.detach() for n, p in weights.named_parameters()}]))
+    tokens = ray.get(host(engine, "llama").generate.remote(one, sampling, 11)).tokens[:, 1]
+    with torch.no_grad():
+        expected = torch.softmax(weights(torch.tensor([[65]])).logits[0, 0] / temperature, -1)
+    found = torch.bincount(tokens, minlength=len(expected)) / count
+    error = (found - expected).abs()
+    assert (error < 5 * (expected * (1 - expected) / count).sqrt() + 1 / count).all()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_weights_that_lack_a_parameter_are_refused_by_name(host, tiny_model, engine):
+    weights = dict(other_model(tiny_model("llama"), 1).named_parameters())
+    weights = {name: tensor.detach() for name, tensor in weights.items() if name != "model.norm.weight"}
+    with pytest.raises(RoleError, match=r"first model\.norm\.weight"):
+        ray.get(host(engine, "llama").load.remote(2, [weights]))
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_lengths_are_checked_before_sampling(host, engine):
+    actor = host(engine, "llama", max_model_len=16)
+    with pytest.raises(ConfigError, match="context is 16"):
+        ray.get(actor.generate.remote(prompts(4), SAMPLING, 0))
+    nothing = Prompts(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]), torch.tensor([42]))
+    with pytest.raises(DataError, match="prompt 42 has no tokens"):
+        ray.get(actor.generate.remote(nothing, SAMPLING, 0))
+    fitting = SamplingConfig(max_new_tokens=8)
+    assert ray.get(actor.generate.remote(prompts(4), fitting, 0)).tokens.shape[1] <= 16
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_threads_are_the_layouts(host, engine):
+    assert ray.get(host(engine, "llama").threads.remote()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tensor_parallel_engine_takes_the_same_weights(host, tiny_model, kind):
+    """Two workers, each with its part of every matrix."""
+    actor = host("vllm", kind, tensor_parallel=2)
+    new = other_model(tiny_model(kind), seed=5)
+    weights = {name: tensor.detach() for name, tensor in new.named_parameters()}
+    assert set(ray.get(actor.load.remote(1, [weights]))) == set(weights)
+    assert largest_gap(new, ray.get(actor.generate.remote(prompts(24), SAMPLING, 2)), 0.7) < TOLERANCE
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    distribution = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25]]).log().repeat(6, 1)
+    uniform = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
+    assert draw(distribution, uniform).tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_row_seed_depends_on_both_numbers_and_fits_63_bits():
+    seeds = {row_seed(seed, index) for seed in range(30) for index in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert row_seed(1, 23) != row_seed(12, 3)
+
+
+def test_check_lengths_names_the_way_out():
+    check_lengths(80, 48, 128)
+    with pytest.raises(ConfigError, match="prompt of 81 tokens.*make 129.*context is 128.*at most 47"):
+        check_lengths(81, 48, 128)
+
+
+def test_nothing_that_changes_the_distribution_can_be_set():
+    assert set(SamplingConfig.model_fields) == {"temperature", "max_new_tokens"}
+    with pytest.raises(ValueError, match="top_p"):
+        SamplingConfig.model_validate({"top_p": 0.9})
+    with pytest.raises(ValueError, match="temperature"):
+        SamplingConfig(temperature=0)
+
+
+def test_end_tokens_are_the_tokenizers_and_the_generation_configs(tiny_model, tmp_path):
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), folder)
+    (own,) = end_tokens(str(folder))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, own]}))
+    assert end_tokens(str(folder)) == sorted([7, own])
+    os.remove(folder / "generation_config.json")
+    assert end_tokens(str(folder)) == [own]

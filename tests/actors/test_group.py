@@ -1,0 +1,174 @@
+"""Groups of real actors: order, fewer rows than replicas, late starters, dead ranks."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from actors import calls
+from actors.group import RankGroup, ReferenceGroup, ReplicaGroup, RewardGroup
+from actors.ranks import EngineRank
+from actors.reference import ReferenceReplica
+from actors.reward import RewardReplica
+from rayrlhf.errors import DeadlineError, ModelError, RoleError
+from rayrlhf.models.causal_lm import load_tokenizer
+from rayrlhf.models.causal_lm import save as save_model
+from rayrlhf.models.scalar import load_scalar
+from tests.training.experience import random_rollouts
+
+
+class Anywhere:
+    """A placement for tests: a name, and no resources."""
+
+    def options(self, role, rank):
+        return {"name": f"{role}-{rank}", "num_cpus": 0}
+
+
+class Echo:
+    """A replica that answers which of its rows it saw."""
+
+    def start(self, late):
+        if late and ray.get_runtime_context().get_actor_name() in late:
+            time.sleep(120)
+
+    def rows(self, rollouts):
+        return ray.get_runtime_context().get_actor_name(), rollouts.prompt_index.tolist()
+
+    def pid(self):
+        return os.getpid()
+
+
+class Collective(EngineRank):
+    """A rank that sums a number over all ranks."""
+
+    def start(self, rank, world_size, address, port, threads):
+        self.join(rank, world_size, address, port, threads)
+
+    def total(self, batch):
+        number = torch.tensor(float(self.rank + len(batch)))
+        torch.distributed.all_reduce(number)
+        return self.answer(number.item())
+
+    def fail_on_the_last(self):
+        if self.rank == torch.distributed.get_world_size() - 1:
+            raise ValueError("no such row")
+        torch.distributed.barrier()
+
+    def die_on_the_last(self):
+        if self.rank == torch.distributed.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.barrier()
+
+
+@pytest.fixture
+def groups(ray_local):
+    """Makes groups and stops them at the end, however the test ends."""
+    made = []
+
+    def make(kind, role, actor_class, count, deadline_s=60.0, **kwargs):
+        made.append(kind(role, actor_class, kwargs, Anywhere(), count, deadline_s))
+        return made[-1]
+
+    yield make
+    for group in made:
+        group.stop()
+
+
+def gone(name):
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return True
+    return False
+
+
+async def test_replicas_get_contiguous_rows_and_may_be_more_than_the_rows(groups):
+    group = groups(ReplicaGroup, "echo", Echo, 3, late=())
+    await group.start(60)
+    assert await group.shared_out("rows", random_rollouts(7)) == [
+        ("echo-0", [0, 1, 2]),
+        ("echo-1", [3, 4]),
+        ("echo-2", [5, 6]),
+    ]
+    assert await group.shared_out("rows", random_rollouts(2)) == [("echo-0", [0]), ("echo-1", [1])]
+    pid = await group.call(1, "pid")
+    group.stop()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (gone("echo-1") and not os.path.exists(f"/proc/{pid}")):
+        await asyncio.sleep(0.1)
+    assert gone("echo-1") and not os.path.exists(f"/proc/{pid}")
+
+
+async def test_start_names_every_actor_that_is_late(groups):
+    group = groups(ReplicaGroup, "echo", Echo, 3, late=("echo-0", "echo-2"))
+    await group.everyone("pid")  # their processes are up
+    with pytest.raises(DeadlineError) as caught:
+        await group.start(deadline_s=2)
+    message = str(caught.value)
+    assert "echo-0 did not answer `start` within 2 s" in message
+    assert "echo-2" in message and "echo-1" not in message
+
+
+async def test_ranks_meet_and_fail_together(groups):
+    """One process group, one failure after another: the last one ends it."""
+    group = groups(RankGroup, "policy", Collective, 2, threads=1)
+    await group.start(120)
+    assert await group.together("total", ray.put(random_rollouts(5))) == 11  # (0 + 5) + (1 + 5)
+
+    began = time.monotonic()
+    with pytest.raises(RoleError, match="policy-1 failed in `fail_on_the_last`(.|\n)*no such row"):
+        await group.together("fail_on_the_last")  # policy-0 stays in the barrier
+    assert time.monotonic() - began < calls.EXPLANATION_S + 5
+
+
+async def test_the_rank_that_died_is_named_within_seconds(groups):
+    group = groups(RankGroup, "policy", Collective, 2, threads=1)
+    await group.start(120)
+    began = time.monotonic()
+    with pytest.raises(calls.RoleDied, match="^policy-1 died in `die_on_the_last`"):
+        await group.together("die_on_the_last")
+    assert time.monotonic() - began < 20
+
+
+async def test_reference_and_reward_replicas_agree_with_one_model(groups, tiny_model, tmp_path):
+    folder, scorer = tiny_model("llama"), str(tmp_path)
+    save_model(load_scalar(folder), load_tokenizer(folder), scorer)
+    rollouts = random_rollouts(5)
+    reference = groups(
+        ReferenceGroup,
+        "reference",
+        ReferenceReplica,
+        2,
+        folder=folder,
+        temperature=0.7,
+        forward_tokens=40,
+        threads=1,
+    )
+    reward = groups(RewardGroup, "reward", RewardReplica, 2, folder=scorer, forward_tokens=40, threads=1)
+    await asyncio.gather(reference.start(120), reward.start(120))
+    logprobs, scores = await asyncio.gather(reference.logprobs(rollouts), reward.scores(rollouts))
+
+    assert scores.names == ("reward_model",)
+    assert torch.equal(scores.components[:, 0], scores.total)
+    language_model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    judge = AutoModelForSequenceClassification.from_pretrained(scorer).eval()
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        tokens, mask = rollouts.tokens[row : row + 1, :length], rollouts.response_mask[row]
+        with torch.no_grad():
+            table = (language_model(input_ids=tokens).logits[0] / 0.7).log_softmax(-1)
+            score = judge(input_ids=tokens).logits.item()
+        expected = table[:-1].gather(1, tokens[0, 1:, None])[:, 0]
+        assert torch.allclose(logprobs[row, 1:length][mask[1:length]], expected[mask[1:length]], atol=1e-5)
+        assert not logprobs[row][~mask].any()
+        assert float(scores.total[row]) == pytest.approx(score, abs=1e-5)
+
+
+async def test_a_user_error_at_start_comes_out_as_itself(groups, tmp_path):
+    group = groups(RewardGroup, "reward", RewardReplica, 1, folder=str(tmp_path), forward_tokens=40, threads=1)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        await group.start(120)

@@ -1,0 +1,141 @@
+"""Weights published from a policy into running engines, over the object store."""
+
+import asyncio
+import time
+
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.group import ActorGroup
+from actors.rollout import RolloutGroup
+from actors.weight_sync import Publisher, buckets_of, publish_folder, put
+from rayrlhf.batches import Prompts
+from rayrlhf.errors import RoleError
+from tests.actors.test_engines import largest_gap, other_model
+from tests.actors.test_rollout import Anywhere
+
+SAMPLING = SamplingConfig(temperature=0.8, max_new_tokens=24)
+
+
+class TwoRanks:
+    """A policy's export over two ranks: every rank is called, only the first answers."""
+
+    def start(self, folder, seed, fault=None):
+        self.rank = int(ray.get_runtime_context().get_actor_name().split("-")[1])
+        self.weights = dict(other_model(folder, seed).named_parameters())
+        self.fault = fault
+        self.calls = 0
+
+    def export_weights(self, bucket_bytes):
+        self.calls += 1
+        if self.rank:
+            return None
+        exported = [put(bucket) for bucket in buckets_of(self.weights.items(), bucket_bytes)]
+        if self.fault == "changed on the way":
+            _, digests = exported[1]
+            bucket = {name: torch.zeros_like(self.weights[name]) for name in digests}
+            exported[1] = (ray.put(bucket), digests)
+        return exported
+
+    def times_called(self):
+        return self.calls
+
+
+class Policy(ActorGroup):
+    async def start(self, deadline_s):
+        await self.everyone("start", deadline_s=deadline_s, **self._kwargs)
+
+
+def run(folder, engine, replicas, body, fault=None):
+    """`body(policy, rollout)` over two policy ranks and `replicas` engines."""
+
+    async def main():
+        kwargs = {"folder": folder, "seed": 5, "fault": fault}
+        policy = Policy("policy", TwoRanks, kwargs, Anywhere(), 2, deadline_s=60)
+        config = RolloutConfig(engine=engine, kv_cache_gib=0.25)
+        rollout = RolloutGroup(folder, config, SAMPLING, Anywhere(), replicas, deadline_s=60)
+        try:
+            await asyncio.gather(policy.start(120), rollout.start(200))
+            return await body(policy, rollout)
+        finally:
+            policy.stop()
+            rollout.stop()
+
+    return asyncio.run(main())
+
+
+def batch():
+    tokens = torch.randint(0, 256, (10, 4), generator=torch.Generator().manual_seed(0))
+    return Prompts(tokens, torch.full((10,), 4), torch.arange(10))
+
+
+def store_bytes():
+    total = ray.cluster_resources().get("object_store_memory", 0)
+    return total - ray.available_resources().get("object_store_memory", 0)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_every_replica_samples_from_what_was_published(ray_local, tiny_model, engine):
+    folder = tiny_model("llama")
+
+    async def body(policy, rollout):
+        publisher = Publisher(policy, rollout, bucket_bytes=40_000)
+        metrics = await publisher.publish(3)
+        sampled = await rollout.generate(batch(), 0)
+        calls, versions = await policy.everyone("times_called"), await rollout.everyone("version")
+        await publish_folder(folder, rollout, 4)
+        swapped = await rollout.generate(batch(), 0)
+        return metrics, sampled, swapped, calls, versions
+
+    metrics, sampled, swapped, calls, versions = run(folder, engine, 2, body)
+    published = other_model(folder, 5)
+    assert versions == [3, 3]
+    assert calls == [1, 1]  # every rank takes part in the gather
+    assert sampled.policy_version.tolist() == [3] * 10
+    assert largest_gap(published, sampled, 0.8) < 1e-4
+    assert metrics["sync/version"] == 3.0
+    assert metrics["sync/bytes"] == sum(4 * p.numel() for p in published.parameters())
+    assert 0 < metrics["sync/publish_s"] < 30
+    original = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert swapped.policy_version.tolist() == [4] * 10
+    assert largest_gap(original, swapped, 0.8) < 1e-4
+
+
+def test_a_tensor_changed_on_the_way_is_named_with_its_rollout(ray_local, tiny_model):
+    folder = tiny_model("llama")
+
+    async def body(policy, rollout):
+        await Publisher(policy, rollout, bucket_bytes=40_000).publish(1)
+
+    names = [list(bucket) for bucket in buckets_of(other_model(folder, 5).named_parameters(), 40_000)]
+    with pytest.raises(RoleError, match=rf"rollout-0 loaded {names[1][0]} with digest") as error:
+        run(folder, "transformers", 1, body, fault="changed on the way")
+    assert "version 1" in str(error.value)
+
+
+def test_the_object_store_keeps_no_published_version(ray_local, tiny_model):
+    async def body(policy, rollout):
+        publisher = Publisher(policy, rollout)
+        for version in range(1, 6):
+            await publisher.publish(version)
+        deadline = time.monotonic() + 15
+        while (left := store_objects()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+        return left
+
+    def store_objects():
+        from ray._private.internal_api import memory_summary
+
+        return [line for line in memory_summary().splitlines() if "export_weights" in line or "(put object)" in line]
+
+    assert run(tiny_model("llama"), "transformers", 1, body) == []
+
+
+def test_buckets_hold_every_tensor_once_within_the_limit():
+    tensors = [(str(i), torch.zeros(n)) for i, n in enumerate([10, 10, 100, 1, 1])]  # 4 bytes an element
+    buckets = list(buckets_of(tensors, 80))
+    assert [list(bucket) for bucket in buckets] == [["0", "1"], ["2"], ["3", "4"]]
+    assert list(buckets_of([], 80)) == []

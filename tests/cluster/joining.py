@@ -1,0 +1,38 @@
+"""Run by test_bring_up.py in a process of its own: joins a local cluster, leaves it, prints what it saw."""
+
+import json
+import os
+
+import psutil
+import ray
+
+from cluster import bring_up
+
+
+@ray.remote(num_cpus=0)
+def remote_environment():
+    return {name: os.environ.get(name) for name in bring_up.ENVIRONMENT}
+
+
+def main():
+    planned = bring_up.planned_nodes()
+    me = psutil.Process()
+    bring_up.connect()
+    during = me.children(recursive=True)
+    seen = {
+        "planned_cpus": [node["CPU"] for node in planned],
+        "cpus": [node["CPU"] for node in bring_up.nodes()],
+        "store": bring_up.nodes()[0]["object_store_memory"],
+        "planned_store": planned[0]["object_store_memory"],
+        "environment": ray.get(remote_environment.remote()),
+        "dashboard": ray.get_runtime_context() is not None and ray._private.worker.get_dashboard_url(),
+    }
+    bring_up.disconnect()
+    _, left = psutil.wait_procs(during, timeout=20)
+    seen["left"] = [process.name() for process in left]
+    seen["started"] = len(during)
+    print("SEEN " + json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

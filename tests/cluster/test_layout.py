@@ -1,0 +1,121 @@
+"""Plans, and whether they fit, against simulated nodes."""
+
+import pytest
+
+from cluster.config import LAYOUTS, LayoutConfig
+from cluster.layout import fits, plan, pools_of, render, worker_plan
+from rayrlhf.errors import ConfigError, ResourceError
+
+GIB = 2.0**30
+CPU_NODE = {"CPU": 4.0, "memory": 16 * GIB}
+GPU_NODE = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * GIB}
+ENOUGH = {
+    "cpu": [CPU_NODE],
+    "one_gpu": [{"CPU": 8.0, "GPU": 1.0}],
+    "eight_gpu": [GPU_NODE],
+    "two_node": [GPU_NODE, GPU_NODE],
+}
+TOO_LITTLE = {
+    "cpu": [{"CPU": 0.5}],
+    "one_gpu": [CPU_NODE],
+    "eight_gpu": [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 3.0}],
+    "two_node": [GPU_NODE, {**GPU_NODE, "GPU": 7.0}],
+}
+
+
+def inline(pools, roles):
+    return LayoutConfig.model_validate({"base": None, "pools": pools, "roles": roles})
+
+
+def one_pool(strategy, bundles, cpus):
+    pools = {"p": {"bundles": bundles, "cpus": cpus, "strategy": strategy}}
+    return plan(inline(pools, {"a": {"pool": "p", "cpus": 1}}))
+
+
+def test_every_shipped_layout_is_planned_here():
+    assert {path.stem for path in LAYOUTS.glob("*.yaml")} == set(ENOUGH)
+
+
+@pytest.mark.parametrize("name", ENOUGH)
+def test_shipped_layouts_fit_what_they_are_for_and_nothing_less(name):
+    roles = plan(LayoutConfig.model_validate(name))
+    assert {role.name for role in roles} == {"policy", "critic", "reference", "reward", "rollout"}
+    fits(roles, ENOUGH[name])
+    with pytest.raises(ResourceError):
+        fits(roles, TOO_LITTLE[name])
+
+
+def test_cpu_layout_leaves_a_cpu_of_two():
+    (pool,) = pools_of(plan(LayoutConfig.model_validate("cpu")))
+    assert pool.bundles * pool.cpus == 1
+
+
+def test_ranks_spread_over_the_bundles_and_roles_share_them():
+    pools = {"p": {"bundles": 2, "cpus": 3}}
+    a = {"pool": "p", "ranks": 3, "cpus": 1}
+    roles = plan(inline(pools, {"a": a, "b": {"pool": "p", "ranks": 2, "cpus": 1}}))
+    assert roles[0].bundles == (0, 1, 0)
+    assert roles[1].bundles == (0, 1)
+    # bundle 0 keeps 1 CPU beside the a's, bundle 1 keeps 2: the first b of 1.5 goes to bundle 1
+    assert plan(inline(pools, {"a": a, "b": {"pool": "p", "ranks": 1, "cpus": 1.5}}))[1].bundles == (1,)
+    with pytest.raises(ConfigError, match="no bundle of pool p .* has room for b-1"):
+        plan(inline(pools, {"a": a, "b": {"pool": "p", "ranks": 2, "cpus": 1.5}}))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "bundles", "cpus", "nodes", "fit"),
+    [
+        ("STRICT_PACK", 2, 3, [6], True),
+        ("STRICT_PACK", 2, 3, [5, 5], False),
+        ("PACK", 2, 3, [5, 5], True),
+        ("PACK", 2, 3, [5, 2], False),  # enough in sum, but a bundle lies on one node
+        ("STRICT_SPREAD", 2, 1, [8], False),
+        ("STRICT_SPREAD", 2, 1, [8, 1], True),
+        ("SPREAD", 3, 2, [2, 4], True),
+    ],
+)
+def test_strategies(strategy, bundles, cpus, nodes, fit):
+    roles, cluster = one_pool(strategy, bundles, cpus), [{"CPU": float(n)} for n in nodes]
+    if fit:
+        fits(roles, cluster)
+    else:
+        with pytest.raises(ResourceError, match="no room for pool p"):
+            fits(roles, cluster)
+
+
+def test_pools_are_placed_together_not_one_by_one():
+    pools = {"big": {"cpus": 4, "strategy": "STRICT_PACK"}, "small": {"bundles": 2, "cpus": 1}}
+    roles = plan(inline(pools, {"a": {"pool": "small"}, "b": {"pool": "big"}}))
+    fits(roles, [{"CPU": 2.0}, {"CPU": 4.0}])
+    with pytest.raises(ResourceError, match="pool small"):
+        fits(roles, [{"CPU": 1.0}, {"CPU": 4.0}])
+
+
+def test_fractions_that_sum_to_one_fit_a_bundle_of_one():
+    roles = {name: {"pool": "p", "cpus": 0.1} for name in "abcdefghij"}
+    assert all(role.bundles == (0,) for role in plan(inline({"p": {"cpus": 1}}, roles)))
+
+
+def test_refusal_shows_asked_and_available():
+    with pytest.raises(ResourceError) as error:
+        fits(plan(LayoutConfig.model_validate("eight_gpu")), [CPU_NODE])
+    assert "asked: 32 CPU, 8 GPU" in str(error.value)
+    assert "available: 4 CPU, 0 GPU, 16.0 GiB on 1 node" in str(error.value)
+
+
+def test_memory_is_compared_where_roles_have_no_gpu():
+    roles = [worker_plan("worker", 3, 1.0, memory_gib=6.0)]
+    fits(roles, [{"CPU": 4.0, "memory": 18 * GIB}])
+    with pytest.raises(ResourceError, match="about 18.0 GiB of memory, the cluster has 16.0 GiB"):
+        fits(roles, [CPU_NODE])
+
+
+def test_render_lists_each_role_once_and_each_node():
+    text = render(plan(LayoutConfig.model_validate("two_node"), {"policy": 12.5}), [GPU_NODE, CPU_NODE])
+    assert [line.split()[:4] for line in text.splitlines()[1:3]] == [
+        ["policy", "8", "2", "0.5"],
+        ["critic", "8", "2", "0.5"],
+    ]
+    assert "12.50" in text
+    assert "about 100.0 GiB" in text
+    assert "node 1: 4 CPU, 0 GPU, 16.0 GiB" in text

@@ -1,0 +1,136 @@
+"""Fakes of the roles, for the unit tests of the coordinator and its loop alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
+
+
+@dataclass
+class FakeRoles:
+    """All six roles in one object; `calls` lists what was asked, in order.
+
+    The "policy" is one number, its log-prob of any token; each update adds 0.125 to it.
+    """
+
+    logprob: float = -1.0
+    reference: float = -1.0
+    published: float | None = None
+    version: int = -1
+    unfinished: tuple[int, ...] = ()
+    calls: list[str] = field(default_factory=list)
+    batches: list[PolicyBatch | CriticBatch] = field(default_factory=list)
+
+    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+        self.calls.append("generate")
+        assert self.published is not None, "the engine was asked before any weights were published"
+        rows, width = prompts.tokens.shape
+        tokens = torch.nn.functional.pad(prompts.tokens, (0, 3))
+        mask = torch.zeros(rows, width + 3, dtype=torch.bool)
+        for row in range(rows):
+            start = int(prompts.lengths[row])
+            tokens[row, start : start + 3] = 5
+            mask[row, start : start + 3] = True
+        finished = torch.tensor([row not in self.unfinished for row in range(rows)])
+        sampled = torch.where(mask, torch.tensor(self.published), 0.0)
+        return Rollouts(
+            tokens,
+            prompts.lengths + 3,
+            mask,
+            sampled,
+            finished,
+            prompts.prompt_index,
+            torch.full((rows,), self.version),
+        )
+
+    async def values(self, rollouts: Rollouts) -> Values:
+        self.calls.append("critic.values")
+        return Values(torch.where(rollouts.response_mask, 0.5, 0.0), torch.full((len(rollouts),), 2.0))
+
+    async def scores(self, rollouts: Rollouts) -> Scores:
+        self.calls.append("reward.scores")
+        total = rollouts.prompt_index.float()
+        return Scores(total, total[:, None], ("fake",))
+
+    async def publish(self, version: int) -> dict[str, float]:
+        self.calls.append(f"publish {version}")
+        self.published, self.version = self.logprob, version
+        return {"sync/version": float(version)}
+
+    @property
+    def policy(self) -> FakePolicy:
+        return FakePolicy(self)
+
+    @property
+    def critic(self) -> FakeCritic:
+        return FakeCritic(self)
+
+    @property
+    def frozen(self) -> FakeReference:
+        return FakeReference(self)
+
+
+@dataclass
+class FakeReference:
+    shared: FakeRoles
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        self.shared.calls.append("reference.logprobs")
+        return torch.where(rollouts.response_mask, self.shared.reference, 0.0)
+
+
+@dataclass
+class FakePolicy:
+    shared: FakeRoles
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        self.shared.calls.append("policy.logprobs")
+        return torch.where(rollouts.response_mask, self.shared.logprob, 0.0)
+
+    async def update(self, batch: PolicyBatch, step: int) -> dict[str, float]:
+        self.shared.calls.append("policy.update")
+        self.shared.batches.append(batch)
+        self.shared.logprob += 0.125
+        return {"loss/policy_avg": 0.25}
+
+    async def save(self, directory: str) -> None:
+        os.makedirs(f"{directory}/model", exist_ok=True)
+        with open(f"{directory}/model/config.json", "w") as file:
+            json.dump(self.shared.logprob, file)
+
+    async def load(self, directory: str) -> None:
+        with open(f"{directory}/model/config.json") as file:
+            self.shared.logprob = json.load(file)
+
+
+@dataclass
+class FakeCritic:
+    shared: FakeRoles
+
+    async def values(self, rollouts: Rollouts) -> Values:
+        return await self.shared.values(rollouts)
+
+    async def update(self, batch: CriticBatch, step: int) -> dict[str, float]:
+        self.shared.calls.append("critic.update")
+        self.shared.batches.append(batch)
+        return {"loss/value_avg": 0.5}
+
+    async def save(self, directory: str) -> None:
+        os.makedirs(f"{directory}/state", exist_ok=True)
+
+    async def load(self, directory: str) -> None:
+        assert os.path.isdir(f"{directory}/state")
+
+
+def prompts(rows: int, first: int = 0) -> Prompts:
+    """Prompts of 1 and 2 tokens in turn, numbered from `first`."""
+    lengths = torch.tensor([1 + row % 2 for row in range(rows)])
+    tokens = torch.ones(rows, 2, dtype=torch.int64)
+    tokens[lengths == 1, 1] = 0
+    return Prompts(tokens, lengths, torch.arange(first, first + rows))

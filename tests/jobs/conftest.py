@@ -1,0 +1,35 @@
+"""Prompts and reward models for the jobs that need them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"prompt": f"number {n} " + "ab" * (n % 5)} for n in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tiny_model, tmp_path_factory):
+    """A reward model of each kind, made from the tiny language model."""
+    made: dict[str, str] = {}
+
+    def make(kind: str) -> str:
+        if kind not in made:
+            import torch
+
+            from rayrlhf.models.causal_lm import load_tokenizer, save
+            from rayrlhf.models.scalar import load_scalar
+
+            torch.manual_seed(1)
+            made[kind] = str(tmp_path_factory.mktemp(f"reward-{kind}"))
+            save(load_scalar(tiny_model(kind)), load_tokenizer(tiny_model(kind)), made[kind])
+        return made[kind]
+
+    return make

@@ -1,0 +1,122 @@
+"""The PPO job on a real local Ray: five real roles, vLLM, DeepSpeed, publish, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ppo
+from rayrlhf.checkpoint import find_stage
+from rayrlhf.config import load
+from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError
+
+STEPS = 2
+
+
+def overrides(root: Path, model: str, reward: str, prompts: str, **more: Any) -> list[str]:
+    keys: dict[str, Any] = {
+        "run.name": "tiny",
+        "run.root": root,
+        "policy_model": model,
+        "reward_model": reward,
+        "prompts.train": prompts,
+        "prompts.validation": prompts,
+        "prompts.max_tokens": 32,
+        "sampling.max_new_tokens": 12,
+        "rollout.kv_cache_gib": 0.1,
+        "loop.steps": STEPS,
+        "loop.rollout_batch": 8,
+        "loop.evaluate_every": 1,
+        "loop.evaluation_prompts": 6,
+        "loop.save_every": 1,
+        "policy.minibatch": 4,
+        "critic.minibatch": 4,
+    }
+    return [f"{key}={value}" for key, value in (keys | more).items()]
+
+
+def rows_of(root: Path) -> dict[int, dict[str, float]]:
+    lines = (root / "tiny" / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row for row in map(json.loads, lines)}
+
+
+def assert_invariants(rows: dict[int, dict[str, float]]) -> None:
+    for step in range(1, STEPS + 1):
+        assert rows[step]["policy/first_ratio_max_dev"] < 1e-4, "the ratio is 1 on the first minibatch"
+        assert rows[step]["sync/logprob_gap"] < 1e-3, "vLLM samples from the policy's weights"
+        assert rows[step]["sync/staleness"] == 0
+    assert rows[1]["objective/kl_token_max_abs"] < 1e-4, "the KL is 0 before the first update"
+    assert rows[2]["objective/kl_token_max_abs"] > 1e-6, "and not after it"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_ppo_trains_publishes_and_saves(kind, tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = load(ppo.PPOConfig, None, overrides(tmp_path, tiny_model(kind), reward_folder(kind), prompts_file))
+    ppo.check(config)
+    path = ppo.run(config)
+    rows = rows_of(tmp_path)
+    assert sorted(rows) == [0, 1, 2]
+    assert_invariants(rows)
+    stage = find_stage(path, kind="ppo")
+    assert stage.manifest["is_final"] and stage.manifest["step"] == STEPS
+    trained = AutoModelForCausalLM.from_pretrained(stage.model_dir).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(tiny_model(kind)).state_dict()
+    assert any(not before[name].equal(tensor) for name, tensor in trained.items())
+    assert AutoTokenizer.from_pretrained(stage.model_dir).chat_template
+
+
+def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(
+    tiny_model, reward_folder, prompts_file, tmp_path, ray_local
+):
+    def config(root: Path, **more: Any) -> ppo.PPOConfig:
+        more["rollout.engine"] = "transformers"
+        keys = overrides(root, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        return load(ppo.PPOConfig, None, keys)
+
+    ppo.run(config(tmp_path / "whole"))
+    half = tmp_path / "half"
+    ppo.run(config(half))
+    stage = Path(find_stage(str(half / "tiny" / "ppo")).path).parent
+    # as if killed while it wrote the second checkpoint: no manifest, the pointer still at the first
+    (stage / f"step_{STEPS:06d}" / "stage.json").unlink()
+    (stage / "latest").write_text("step_000001")
+    ppo.run(config(half))
+    whole, resumed = rows_of(tmp_path / "whole")[STEPS], rows_of(half)[STEPS]
+    compared = [name for name in whole if not name.startswith(("time", "perf", "sync/publish"))]
+    assert {name: resumed[name] for name in compared} == {name: whole[name] for name in compared}
+
+    with pytest.raises(CheckpointError, match=r"algorithm.gamma: 1.0 -> 0.5"):
+        ppo.run(config(half, **{"algorithm.gamma": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "words"),
+    [
+        ("policy.minibatch", 3, ConfigError, r"rollout_batch=8 is not a multiple of policy.minibatch=3"),
+        ("sampling.max_new_tokens", 100, ConfigError, r"context is 128; set max_new_tokens to at most 96"),
+        ("prompts.train", "/nowhere/rows.jsonl", DataError, r"no file or folder /nowhere/rows.jsonl"),
+        ("policy_model", "/nowhere/model", ModelError, r"no model at /nowhere/model"),
+        ("layout.pools.all.cpus", 0.5, ConfigError, r"no bundle of pool all"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    key, value, error, words, tiny_model, reward_folder, prompts_file, tmp_path
+):
+    given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **{key: value})
+    with pytest.raises(error, match=words):
+        ppo.check(load(ppo.PPOConfig, None, given))
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_more_than_the_cluster_has_is_refused_with_both_numbers(tiny_model, reward_folder, prompts_file, tmp_path):
+    from cluster.layout import fits
+
+    more = {"layout.pools.all.cpus": 64, "layout.roles.policy.cpus": 60}
+    given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    with pytest.raises(ResourceError, match=r"(?s)asked: 64 CPU.*available: 4 CPU"):
+        fits(ppo.plan(load(ppo.PPOConfig, None, given)), [{"CPU": 4.0, "memory": 16 * 2.0**30}])

@@ -1,0 +1,114 @@
+"""The step's order and arithmetic, with fakes of the roles and numbers worked out by hand."""
+
+import asyncio
+
+import pytest
+import torch
+
+from rayrlhf.algorithms.masking import masked_whiten
+from rayrlhf.batches import CriticBatch, PolicyBatch
+from rayrlhf.coordinator import PPO, Roles
+from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, TruncationConfig
+from rayrlhf.ppo_metrics import step_metrics
+from tests.fakes import FakeRoles, prompts
+
+
+def make(fake: FakeRoles, **config) -> PPO:
+    roles = Roles(fake.policy, fake.critic, fake.frozen, fake, fake, fake)
+    return PPO(roles, AlgorithmConfig(**config), seed=7)
+
+
+def step(ppo: PPO, fake: FakeRoles, rows: int = 2):
+    async def both():
+        await fake.publish(0)
+        return await ppo.step(prompts(rows), 1)
+
+    return asyncio.run(both())
+
+
+def test_the_order_is_that_of_the_paper():
+    fake = FakeRoles()
+    step(make(fake), fake)
+    assert fake.calls[:2] == ["publish 0", "generate"]
+    assert sorted(fake.calls[2:6]) == [
+        "critic.values",
+        "policy.logprobs",
+        "reference.logprobs",
+        "reward.scores",
+    ]
+    assert sorted(fake.calls[6:8]) == ["critic.update", "policy.update"]
+    assert fake.calls[8:] == ["publish 1"]
+
+
+def test_rewards_returns_and_advantages_by_hand():
+    # log-ratio -1 - (-1.5) = 0.5 a token, beta 0.2: -0.1 a token; scores 0 and 1 on the last token.
+    # gamma = lam = 1: the return at t is the sum of the rewards from t on.
+    fake = FakeRoles(logprob=-1.0, reference=-1.5)
+    result = step(make(fake, lam=1.0, kl=KLConfig(beta=0.2)), fake)
+    assert torch.allclose(result.rewards[0], torch.tensor([0, -0.1, -0.1, -0.1, 0]))
+    assert torch.allclose(result.rewards[1], torch.tensor([0, 0, -0.1, -0.1, 0.9]))
+    assert torch.allclose(result.returns[0], torch.tensor([0, -0.3, -0.2, -0.1, 0]), atol=1e-6)
+    assert torch.allclose(result.returns[1], torch.tensor([0, 0, 0.7, 0.8, 0.9]), atol=1e-6)
+    mask = result.experience.rollouts.response_mask
+    whole = masked_whiten(torch.where(mask, result.returns - 0.5, 0.0), mask)
+    policy, critic = sorted(fake.batches, key=lambda b: isinstance(b, CriticBatch))
+    assert isinstance(policy, PolicyBatch) and torch.allclose(policy.advantages, whole, atol=1e-6)
+    assert torch.allclose(critic.returns, result.returns)
+
+
+def test_metrics_of_that_step():
+    fake = FakeRoles(logprob=-1.0, reference=-1.5)
+    metrics = step_metrics(step(make(fake, kl=KLConfig(beta=0.2)), fake))
+    assert metrics["objective/kl"] == pytest.approx(1.5)
+    assert metrics["objective/scores"] == pytest.approx(0.5)
+    assert metrics["objective/non_score_reward"] == pytest.approx(-0.3)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(0.2)
+    assert metrics["sync/logprob_gap"] == 0.0 and metrics["sync/staleness"] == 0.0
+    assert metrics["loss/policy_avg"] == 0.25 and metrics["loss/value_avg"] == 0.5
+
+
+def test_a_missed_publish_shows_in_the_gap_and_the_staleness():
+    fake = FakeRoles()
+
+    async def two_steps():
+        ppo = make(fake)
+        await fake.publish(0)
+        await ppo.step(prompts(2), 1)
+        fake.published, fake.version = -1.0, 0  # as if the publish after step 1 had not arrived
+        return await ppo.step(prompts(2), 2)
+
+    metrics = step_metrics(asyncio.run(two_steps()))
+    assert metrics["sync/logprob_gap"] == pytest.approx(0.125)
+    assert metrics["sync/staleness"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("truncation", "last_reward", "bootstrap"),
+    [
+        (TruncationConfig(), 1.0, 0.0),
+        (TruncationConfig(penalty=3.0), -2.0, 0.0),
+        (TruncationConfig(handling="bootstrap"), 0.0, 2.0),
+    ],
+)
+def test_a_cut_response(truncation, last_reward, bootstrap):
+    fake = FakeRoles(unfinished=(1,))
+    result = step(make(fake, lam=1.0, truncation=truncation), fake)
+    assert result.rewards[1, 4] == last_reward
+    assert result.returns[1, 4] == pytest.approx(last_reward + bootstrap)
+    assert result.returns[0, 3] == 0.0, "the finished row is terminal"
+
+
+def test_scores_are_clipped_and_reported_unclipped():
+    fake = FakeRoles()
+    result = step(make(fake, score_clip=0.25), fake, rows=3)
+    assert result.rewards.sum(1).tolist() == [0.0, 0.25, 0.25]
+    assert step_metrics(result)["objective/scores"] == 1.0
+
+
+def test_an_adaptive_beta_moves_towards_its_target():
+    # KL is 1.5 nats a sequence and the target 0.5: the error is clipped to 0.2;
+    # 2 sequences of a horizon of 10: beta *= 1 + 0.2 * 2 / 10
+    fake = FakeRoles(logprob=-1.0, reference=-1.5)
+    ppo = make(fake, kl=KLConfig(beta=0.1, target=0.5, horizon=10))
+    assert step(ppo, fake).beta == 0.1
+    assert ppo.kl_control.beta == pytest.approx(0.104)
