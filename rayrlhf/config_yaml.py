@@ -63,7 +63,5 @@ def parse(text: str, source: str) -> Any:
 
 def dump(value: Any, flow: bool = False) -> str:
     """`value` as YAML that `parse` reads back; in one line when `flow`."""
-    text = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow
-    )
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=flow)
     return text.removesuffix("...\n").strip() if flow else text

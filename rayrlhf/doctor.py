@@ -40,9 +40,7 @@ class Facts:
     compiler: str | None
     ninja: str | None
     has_python_headers: bool
-    requires: (
-        tuple[str, ...] | None
-    )  # the project's requirements as pyproject.toml has them; None: not installed
+    requires: tuple[str, ...] | None  # the project's requirements as pyproject.toml has them; None: not installed
     installed: dict[str, str]  # distribution -> version
     modules: dict[str, bool]  # module -> can be found
     memory_gib: float
@@ -72,9 +70,7 @@ def python_version(facts: Facts) -> Finding:
 
 def compiler(facts: Facts) -> Finding:
     if facts.compiler is None:
-        remedy = (
-            "DeepSpeed compiles with it: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora)"
-        )
+        remedy = "DeepSpeed compiles with it: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora)"
         return Finding("C++ compiler", "problem", "none", remedy)
     return Finding("C++ compiler", "ok", facts.compiler)
 
@@ -97,9 +93,7 @@ def versions(facts: Facts) -> Finding:
     """Installed versions against the ranges of pyproject.toml, without the development tools."""
     what = "package versions"
     if facts.requires is None:
-        return Finding(
-            what, "problem", "rayrlhf is not installed", "run `make venv`, or pip install -e '.[cpu]'"
-        )
+        return Finding(what, "problem", "rayrlhf is not installed", "run `make venv`, or pip install -e '.[cpu]'")
     wrong, known = [], 0
     for text in facts.requires:
         requirement = Requirement(text)
@@ -125,17 +119,12 @@ def strays(facts: Facts) -> Finding:
     what = "torchvision and kin"
     if not facts.installed.get("torch", "").endswith("+cpu"):
         return Finding(what, "ok", "torch is no CPU build")
-    wrong = [
-        name for name in STRAYS if name in facts.installed and not facts.installed[name].endswith("+cpu")
-    ]
+    wrong = [name for name in STRAYS if name in facts.installed and not facts.installed[name].endswith("+cpu")]
     if wrong:
         found = (
-            ", ".join(f"{name} {facts.installed[name]}" for name in wrong)
-            + f" with torch {facts.installed['torch']}"
+            ", ".join(f"{name} {facts.installed[name]}" for name in wrong) + f" with torch {facts.installed['torch']}"
         )
-        return Finding(
-            what, "problem", found, f"models cannot be imported so: pip uninstall -y {' '.join(wrong)}"
-        )
+        return Finding(what, "problem", found, f"models cannot be imported so: pip uninstall -y {' '.join(wrong)}")
     return Finding(what, "ok", "none in the way")
 
 
@@ -153,16 +142,12 @@ def memory(facts: Facts) -> Finding:
 
 def shared_memory(facts: Facts) -> Finding:
     if facts.shm_gib is None:
-        return Finding(
-            "/dev/shm", "note", "none", "Ray keeps objects on disk instead, slowly; only Linux is tested"
-        )
+        return Finding("/dev/shm", "note", "none", "Ray keeps objects on disk instead, slowly; only Linux is tested")
     return _at_least("/dev/shm", facts.shm_gib, SHM_GIB, "Ray keeps objects there: docker run --shm-size=4g")
 
 
 def disk(facts: Facts) -> Finding:
-    return _at_least(
-        "free disk", facts.disk_gib, DISK_GIB, "free some space here and under the temporary folder"
-    )
+    return _at_least("free disk", facts.disk_gib, DISK_GIB, "free some space here and under the temporary folder")
 
 
 def gpu(facts: Facts) -> Finding:

@@ -232,11 +232,7 @@ class Based(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given):
-        return (
-            {"size": {"one": 1, "two": 2}[given.get("base", "one")], **given}
-            if isinstance(given, dict)
-            else given
-        )
+        return {"size": {"one": 1, "two": 2}[given.get("base", "one")], **given} if isinstance(given, dict) else given
 
 
 class WithBased(Section):
@@ -262,8 +258,7 @@ kls = st.builds(KL, beta=numbers, target=st.none() | numbers)
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 jobs = st.builds(
     Job,
-    name=texts
-    | st.sampled_from(["null", "1e3", "no", "~", "0x1f", "1_0", "2026-11-22", "<<", "a: b", ".5", "1:30"]),
+    name=texts | st.sampled_from(["null", "1e3", "no", "~", "0x1f", "1_0", "2026-11-22", "<<", "a: b", ".5", "1:30"]),
     note=st.none() | texts,
     ppo=st.builds(PPO, kl=kls, epochs=st.integers()),
     probe=st.none() | kls,

@@ -81,33 +81,21 @@ def files_run_by(name: str, modules: dict[str, list[Import]]) -> list[str]:
 
 def layer_violations(modules: dict[str, list[Import]]) -> list[str]:
     above = {layer: LAYERS[number + 1 :] for number, layer in enumerate(LAYERS)}
-    return [
-        str(i)
-        for file, found in modules.items()
-        for i in found
-        if is_under(i.name, *above[file.split("/")[0]])
-    ]
+    return [str(i) for file, found in modules.items() for i in found if is_under(i.name, *above[file.split("/")[0]])]
 
 
 def only(modules: dict[str, list[Import]], files: str, *allowed: str) -> list[str]:
     """Imports in files starting with `files` other than the standard library and `allowed`."""
     ok = (*sys.stdlib_module_names, *allowed)
     return [
-        str(i)
-        for file, found in modules.items()
-        if file.startswith(files)
-        for i in found
-        if not is_under(i.name, *ok)
+        str(i) for file, found in modules.items() if file.startswith(files) for i in found if not is_under(i.name, *ok)
     ]
 
 
 def home_violations(modules: dict[str, list[Import]]) -> list[str]:
     found = [i for imports in modules.values() for i in imports]
     return [
-        str(i)
-        for i in found
-        for library, homes in HOMES.items()
-        if is_under(i.name, library) and i.file not in homes
+        str(i) for i in found for library, homes in HOMES.items() if is_under(i.name, library) and i.file not in homes
     ]
 
 

@@ -56,9 +56,7 @@ def kl_loss(
     Raises ValueError for k1 and an unknown kind, otherwise as `check_mask` and `count`.
     """
     if kind == "k1":
-        raise ValueError(
-            "KL kind k1 in the loss has zero expected gradient: set k2 or k3, or put the KL in the reward"
-        )
+        raise ValueError("KL kind k1 in the loss has zero expected gradient: set k2 or k3, or put the KL in the reward")
     check_mask(response_mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
     estimate = kl_estimate(
         zero_outside(logprobs, response_mask), zero_outside(ref_logprobs.detach(), response_mask), kind

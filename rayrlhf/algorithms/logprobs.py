@@ -38,9 +38,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
-        raise ValueError(
-            f"temperature is {temperature}; it must be above 0 (greedy has no log-probabilities)"
-        )
+        raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy has no log-probabilities)")
     scaled = logits.float()
     if temperature != 1:  # dividing by 1 costs a tenth of a small model's step
         scaled = scaled / temperature

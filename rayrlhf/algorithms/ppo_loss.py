@@ -49,9 +49,7 @@ def policy_loss(
     """
     check_mask(response_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     if not (clip_low >= 0 and clip_high >= 0):
-        raise ValueError(
-            f"clip_low is {clip_low}, clip_high {clip_high}; both are distances from 1, 0 or above"
-        )
+        raise ValueError(f"clip_low is {clip_low}, clip_high {clip_high}; both are distances from 1, 0 or above")
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}; it bounds the ratio of bad tokens and must be above 1")
     n = count(response_mask, num_tokens)

@@ -25,9 +25,7 @@ def token_rewards(scores: Tensor, kl: Tensor, response_mask: Tensor, beta: float
     """
     check_mask(response_mask, kl=kl)
     if scores.shape != kl.shape[:1]:
-        raise ValueError(
-            f"scores have shape {list(scores.shape)}, but kl has {list(kl.shape)}: one score a row"
-        )
+        raise ValueError(f"scores have shape {list(scores.shape)}, but kl has {list(kl.shape)}: one score a row")
     rewards = -beta * zero_outside(kl, response_mask)
     last = last_response_index(response_mask).unsqueeze(1)
     return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards.dtype))

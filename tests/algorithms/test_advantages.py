@@ -48,9 +48,7 @@ def test_gae_equals_the_slow_sum_over_the_collapsed_sequence(ragged_mask, normal
         advantages, returns = gae(rewards, values, mask, 0.97, 0.9, bootstrap)
         for b in range(5):
             inside = mask[b]
-            expected = slow_gae(
-                rewards[b, inside].tolist(), values[b, inside].tolist(), 0.97, 0.9, bootstrap[b].item()
-            )
+            expected = slow_gae(rewards[b, inside].tolist(), values[b, inside].tolist(), 0.97, 0.9, bootstrap[b].item())
             assert advantages[b, inside].tolist() == pytest.approx(expected)
             torch.testing.assert_close(returns[b, inside], advantages[b, inside] + values[b, inside])
         assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()

@@ -50,9 +50,7 @@ def test_padding_on_the_right_changes_nothing(normal):
 
 def test_bfloat16_logits_are_reduced_in_float32():
     logits = LOGITS.bfloat16()
-    torch.testing.assert_close(
-        token_logprobs(logits, TOKENS), token_logprobs(logits.float(), TOKENS), atol=0, rtol=0
-    )
+    torch.testing.assert_close(token_logprobs(logits, TOKENS), token_logprobs(logits.float(), TOKENS), atol=0, rtol=0)
 
 
 def test_gradient_is_one_minus_probability():

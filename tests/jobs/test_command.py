@@ -246,11 +246,7 @@ def test_every_job_has_main_and_quick_help(name):
     elapsed = time.perf_counter() - start
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(f"usage: rayrlhf {name} [CONFIG.yaml] [key=value ...]")
-    imported = {
-        line.rpartition("|")[2].strip()
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     heavy = imported & {"torch", "ray", "vllm", "deepspeed", "transformers", "numpy", "pyarrow", "datasets"}
     assert not heavy, f"{module} --help imports {heavy}"
     assert elapsed < 5.0  # about half a second on a quiet machine

@@ -1,0 +1,297 @@
+"""`rayrlhf evaluate`: a policy against the model it started from, on held-out prompts.
+
+One sampling engine answers for both: first with the baseline's weights, then with the policy's,
+published into the running engine as PPO does.  The definitions are in rayrlhf/evaluation/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from cluster.config import LayoutConfig
+from rayrlhf.config import Section
+from rayrlhf.data.config import DataConfig, Format
+from rayrlhf.errors import ConfigError, ModelError
+from rayrlhf.run import RunConfig
+
+if TYPE_CHECKING:
+    from cluster.layout import RolePlan
+    from cluster.placement import Placement
+    from rayrlhf.batches import Prompts
+    from rayrlhf.evaluation.compare import Side
+
+SEED_OFFSET = 2_000_003  # other seeds than in training and in PPO's own evaluations
+SHOWN_SAMPLES = 5
+
+
+class EvaluateConfig(Section):
+    """What is compared, on which prompts, by which judges."""
+
+    run: RunConfig = Field(description="the run this stage belongs to")
+    policy: str = Field(description="the model to judge: a stage directory or a Hugging Face folder")
+    baseline: str = Field(description="what it is compared with and its KL measured against: the SFT stage")
+    base: str = Field(description="whose perplexity of the responses is taken: the pretrained stage")
+    reward_model: str = Field(description="the reward model: its stage, or a sequence-classification folder")
+    prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[:split]")
+    format: Format = Field(default="auto", description="how the prompt files are read")
+    num_prompts: int = Field(default=500, ge=1, description="how many of them, chosen by a hash of their text")
+    max_prompt_tokens: int = Field(default=256, ge=1, description="longer prompts are left out")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="how the responses are sampled")
+    rollout: RolloutConfig = Field(default=RolloutConfig(), description="the engine that samples")
+    gold: str | None = Field(default=None, description="module:function(prompts, responses) -> a score each")
+    words: str | None = Field(default=None, description="text rows whose words count as known; null: not counted")
+    forward_tokens: int = Field(default=8192, ge=1, description="padded tokens of one forward pass")
+    layout: LayoutConfig = Field(
+        default_factory=lambda: LayoutConfig.model_validate("cpu"),
+        description="roles to resources; the base model takes the policy's place",
+    )
+    call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later has failed")
+    start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+
+
+def parents(config: EvaluateConfig) -> dict[str, str]:
+    """What this stage is made from."""
+    return {
+        "policy": config.policy,
+        "baseline": config.baseline,
+        "base": config.base,
+        "reward_model": config.reward_model,
+        "prompts": config.prompts,
+    }
+
+
+def check(config: EvaluateConfig) -> None:
+    """Models and prompts are there, lengths fit, policy and baseline are of one architecture."""
+    from cluster.bring_up import check_run_root
+    from jobs.generate import architecture, check_generates
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.data import sources
+    from rayrlhf.evaluation.gold import load_function
+    from rayrlhf.models.causal_lm import check_folder
+
+    check_run_root(config.run.root)
+    folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
+    folders.append(model_folder(config.reward_model))
+    if "SequenceClassification" not in architecture(folders[-1]):
+        raise ModelError(
+            f"reward_model={config.reward_model} holds a {architecture(folders[-1])}, which gives no scores: "
+            "give a reward model's stage"
+        )
+    contexts = [check_folder(folder) for folder in folders]
+    if config.rollout.max_model_len is not None:
+        contexts.append(config.rollout.max_model_len)
+    check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts))
+    _check_same_architecture(folders[0], folders[1])
+    sources.check(config.prompts, config.format, "prompts")
+    if config.words is not None:
+        sources.check(config.words, kind="text")
+    if config.gold is not None:
+        load_function(config.gold)
+    plan(config)
+
+
+def _check_same_architecture(policy: str, baseline: str) -> None:
+    shapes = []
+    for folder in (policy, baseline):
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            model = json.load(file)
+        keys = ("architectures", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer")
+        shapes.append({key: model[key] for key in keys if key in model})
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"policy {policy} and baseline {baseline} are different architectures: {shapes[0]} and "
+            f"{shapes[1]}. One engine samples from both, so give a baseline that the policy started from."
+        )
+
+
+def evaluation_layout(layout: LayoutConfig) -> LayoutConfig:
+    """The layout without the learners: nothing is trained, and the base model takes the policy's place."""
+    missing = [role for role in ("policy", "reference", "reward", "rollout") if role not in layout.roles]
+    if missing:
+        raise ConfigError(f"layout.roles has no {', '.join(missing)}; evaluation places actors there")
+    roles = {role: layout.roles[role] for role in ("reference", "reward", "rollout")}
+    roles["base"] = layout.roles["policy"].model_copy(update={"ranks": 1})
+    pools = {role.pool: layout.pools[role.pool] for role in roles.values()}
+    return LayoutConfig(base=None, pools=pools, roles=roles)
+
+
+def plan(config: EvaluateConfig) -> list[RolePlan]:
+    """Every role's place, with an estimate of its memory."""
+    from cluster import layout, memory
+    from rayrlhf.checkpoint import model_folder
+
+    models = {
+        "rollout": config.policy,
+        "reference": config.baseline,
+        "reward": config.reward_model,
+        "base": config.base,
+    }
+    sizes = {role: memory.parameters_in(model_folder(path)) for role, path in models.items()}
+    kv = config.rollout.kv_cache_gib
+    needs = {role: memory.estimate(role, size, kv_cache_gib=kv) for role, size in sizes.items()}
+    return layout.plan(evaluation_layout(config.layout), needs)
+
+
+def run(config: EvaluateConfig) -> str:
+    """Compare; returns the stage directory.  Ray is connected."""
+    return asyncio.run(_run(config))
+
+
+async def _run(config: EvaluateConfig) -> str:
+    from cluster.placement import Placement
+    from rayrlhf.checkpoint import StageWriter, model_folder
+    from rayrlhf.data.prompt_stream import held_out_prompts
+    from rayrlhf.evaluation.compare import compare, sample_rows
+    from rayrlhf.metrics import MetricsLog
+    from rayrlhf.models.causal_lm import load_tokenizer
+
+    writer = StageWriter(config.run.stage("evaluate"), step=0)
+    tokenizer = load_tokenizer(model_folder(config.policy))
+    source = DataConfig(
+        train=config.prompts,
+        validation=config.prompts,
+        format=config.format,
+        max_tokens=config.max_prompt_tokens,
+    )
+    prompts = await asyncio.to_thread(held_out_prompts, source, tokenizer, config.num_prompts)
+    vocabulary = await asyncio.to_thread(known_words, config.words) if config.words else None
+    placement = Placement.reserve(evaluation_layout(config.layout), config.start_deadline_s)
+    try:
+        baseline, policy = await _both_sides(config, placement, prompts, tokenizer)
+    finally:
+        placement.release()
+    metrics = compare(policy, baseline, vocabulary, config.run.seed)
+    rows = sample_rows(policy, baseline)
+    with open(os.path.join(writer.state_dir, "samples.jsonl"), "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    log = MetricsLog(config.run.directory, "evaluate")
+    log.log(0, metrics)
+    log.close()
+    _show(metrics, rows)
+    return writer.finish("evaluate", config.model_dump(mode="json"), parents(config), metrics)
+
+
+async def _both_sides(
+    config: EvaluateConfig, placement: Placement, prompts: Prompts, tokenizer: Any
+) -> tuple[Side, Side]:
+    """(baseline, policy) on the same prompts and seeds."""
+    from actors.weight_sync import publish_folder
+    from rayrlhf.checkpoint import model_folder
+
+    groups: dict[str, Any] = {}
+    try:
+        _make(config, placement, groups)
+        await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
+        baseline = await _side(config, groups, prompts, tokenizer)
+        await publish_folder(model_folder(config.policy), groups["rollout"], 1)
+        return baseline, await _side(config, groups, prompts, tokenizer)
+    finally:
+        for group in groups.values():
+            group.stop()
+
+
+def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) -> None:
+    """Ask for every actor; `groups` fills up, so that the caller can stop what was begun."""
+    from actors.group import ReferenceGroup, RewardGroup
+    from actors.reference import ReferenceReplica
+    from actors.reward import RewardReplica
+    from actors.rollout import RolloutGroup
+    from rayrlhf.checkpoint import model_folder
+
+    def frozen(role: str, kind: Any, actor: type, model: str, **more: float) -> None:
+        place = "policy" if role == "base" else role
+        kwargs = {
+            "folder": model_folder(model),
+            "forward_tokens": config.forward_tokens,
+            "threads": config.layout.roles[place].threads,
+            **more,
+        }
+        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), config.call_deadline_s)
+
+    temperature = config.sampling.temperature
+    frozen("reference", ReferenceGroup, ReferenceReplica, config.baseline, temperature=temperature)
+    frozen("base", ReferenceGroup, ReferenceReplica, config.base, temperature=1.0)
+    frozen("reward", RewardGroup, RewardReplica, config.reward_model)
+    groups["rollout"] = RolloutGroup(
+        model_folder(config.baseline),
+        config.rollout,
+        config.sampling,
+        placement,
+        placement.count("rollout"),
+        config.call_deadline_s,
+    )
+
+
+async def _side(config: EvaluateConfig, groups: dict[str, Any], prompts: Prompts, tokenizer: Any) -> Side:
+    from rayrlhf.evaluation.compare import Side
+    from rayrlhf.evaluation.gold import load_function
+    from rayrlhf.ppo_loop import texts_of
+
+    rollouts = await groups["rollout"].generate(prompts, config.run.seed + SEED_OFFSET)
+    reference, base, scores = await asyncio.gather(
+        groups["reference"].logprobs(rollouts),
+        groups["base"].logprobs(rollouts),
+        groups["reward"].scores(rollouts),
+    )
+    texts, responses = texts_of(rollouts, tokenizer)
+    gold = load_function(config.gold)(texts, responses) if config.gold else None
+    return Side(rollouts, texts, responses, scores.total.tolist(), reference, base, gold)
+
+
+def known_words(path: str) -> set[str]:
+    """The words of the text rows at `path`; tasks read the rows, only words come here."""
+    from rayrlhf.data import sources
+
+    words: set[str] = set()
+    rows = sources.read(path, kind="text").map_batches(_words_of, batch_format="pyarrow")
+    for row in rows.iter_rows():
+        words.add(row["word"])
+    return words
+
+
+def _words_of(batch: Any) -> Any:
+    import pyarrow as pa
+
+    from rayrlhf.evaluation.metrics import vocabulary_of
+
+    return pa.table({"word": pa.array(sorted(vocabulary_of(batch["text"].to_pylist())), pa.string())})
+
+
+def _show(metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rayrlhf.evaluation.report import evaluation_table, shown, win_rates
+
+    console = Console()
+    table = Table("held-out prompts", title="evaluation")
+    for side in ("baseline", "policy"):
+        table.add_column(side, justify="right")
+    for name, before, after in evaluation_table(metrics):
+        table.add_row(name, shown(before), shown(after))
+    console.print(table)
+    for judge, rate, low, high in win_rates(metrics):
+        console.print(f"win rate by {judge}: {rate:.3f} (95 % interval {low:.3f} to {high:.3f})", highlight=False)
+    samples = Table("prompt", "baseline", "policy", title="samples", show_lines=True)
+    for row in rows[:SHOWN_SAMPLES]:
+        samples.add_row(*(Text(row[column]) for column in ("prompt", "baseline", "policy")))
+    console.print(samples)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    from jobs import command
+
+    return command.main("evaluate", EvaluateConfig, check, plan, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""All stages as one job: prepare -> pretrain -> SFT -> reward model -> PPO -> evaluate -> one served answer.
+
+A stage that is there and was made from the same inputs is skipped; one that was cut off goes on (PPO)
+or starts again (the others).  One Ray connection serves all stages, and a stage that fails leaves the
+finished ones as they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from jobs.evaluate import EvaluateConfig
+from jobs.ppo import PPOConfig
+from jobs.prepare import PrepareConfig
+from jobs.pretrain import PretrainConfig
+from jobs.reward_model import RewardModelConfig
+from jobs.serve import ServeConfig
+from jobs.sft import SFTConfig
+from rayrlhf.config import Section
+from rayrlhf.run import RunConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.layout import RolePlan
+
+STAGES = ("prepare", "pretrain", "sft", "reward_model", "ppo", "evaluate")
+RESUMABLE = ("ppo",)
+
+
+class PipelineConfig(Section):
+    """Every stage's own configuration; what one takes from another is filled in where it is not given."""
+
+    run: RunConfig = Field(description="the run all stages belong to")
+    when_changed: Literal["refuse", "replace"] = Field(
+        default="refuse", description="what to do with a finished stage that was made from other inputs"
+    )
+    prepare: PrepareConfig = Field(description="raw text to tables and a tokenizer")
+    pretrain: PretrainConfig = Field(description="the base model")
+    sft: SFTConfig = Field(description="supervised fine-tuning")
+    reward_model: RewardModelConfig = Field(description="the reward model")
+    ppo: PPOConfig = Field(description="reinforcement learning")
+    evaluate: EvaluateConfig = Field(description="the policy against SFT")
+    serve: ServeConfig | None = Field(default=None, description="serve the best policy for one answer; null: do not")
+    question: str = Field(default="the movie is", min_length=1, description="what the served model is asked")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wire(cls, given: Any) -> Any:
+        """Every stage gets the run, and the paths of the stages before it."""
+        if not isinstance(given, dict) or not isinstance(given.get("run"), dict) or "name" not in given["run"]:
+            return given
+        return _over(_wiring(given["run"], serves=given.get("serve") is not None), given)
+
+
+def _wiring(run: dict[str, Any], serves: bool) -> dict[str, Any]:
+    root = f"{str(run.get('root', 'runs')).rstrip('/')}/{run['name']}"
+    tables = f"{root}/prepare/step_000000/state"
+
+    def data(kind: str) -> dict[str, str]:
+        return {"train": f"{tables}/{kind}/train", "validation": f"{tables}/{kind}/validation"}
+
+    reward_model, policy = f"{root}/reward_model/latest", f"{root}/ppo/best"
+    wiring: dict[str, Any] = {
+        "prepare": {},
+        "pretrain": {"model": {"tokenizer": f"{root}/prepare/step_000000/model"}, "data": data("text")},
+        "sft": {"model": f"{root}/pretrain/latest", "data": data("prompt_completion")},
+        "reward_model": {"model": f"{root}/pretrain/latest", "data": data("preference")},
+        "ppo": {
+            "policy_model": f"{root}/sft/latest",
+            "reward_model": reward_model,
+            "prompts": data("prompts"),
+        },
+        "evaluate": {
+            "policy": policy,
+            "baseline": f"{root}/sft/latest",
+            "base": f"{root}/pretrain/latest",
+            "reward_model": reward_model,
+            "prompts": f"{tables}/prompts/validation",
+            "words": f"{tables}/text/train",
+        },
+    }
+    wiring = {stage: keys | {"run": run} for stage, keys in wiring.items()}
+    return wiring | ({"serve": {"model": policy}} if serves else {})
+
+
+def _over(base: Any, given: Any) -> Any:
+    """`given` over `base`, mapping by mapping."""
+    if not (isinstance(base, dict) and isinstance(given, dict)):
+        return given
+    return base | {key: _over(base[key], value) if key in base else value for key, value in given.items()}
+
+
+def check(config: PipelineConfig) -> None:
+    """What is known before the first stage has run: the raw data, and that lengths fit the model to come."""
+    from actors.config import check_lengths
+    from jobs.ppo import check_batches
+    from rayrlhf.errors import ConfigError
+
+    _job("prepare").check(config.prepare)
+    if config.pretrain.model.from_folder:
+        return
+    context = config.pretrain.model.context
+    check_lengths(config.ppo.prompts.max_tokens, config.ppo.sampling.max_new_tokens, context)
+    check_lengths(config.evaluate.max_prompt_tokens, config.evaluate.sampling.max_new_tokens, context)
+    for stage in ("pretrain", "sft", "reward_model"):
+        longest = getattr(config, stage).data.max_tokens
+        if longest > context:
+            raise ConfigError(
+                f"{stage}.data.max_tokens={longest} is above the context of {context} tokens that "
+                "pretrain.model.context gives: set one of them"
+            )
+    check_batches(config.ppo)
+
+
+def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
+    """Stage by stage, as they run one after the other."""
+    from cluster import layout
+
+    plans = {}
+    for stage in ("pretrain", "sft", "reward_model"):
+        train = getattr(config, stage).train
+        plans[stage] = [
+            layout.worker_plan(
+                stage,
+                train.num_workers,
+                train.cpus_per_worker,
+                train.gpus_per_worker,
+                threads=train.threads_per_worker,
+            )
+        ]
+    plans["ppo"] = layout.plan(config.ppo.layout)
+    plans["evaluate"] = layout.plan(_job("evaluate").evaluation_layout(config.evaluate.layout))
+    if config.serve is not None:
+        plans["serve"] = _job("serve").plan(config.serve)
+    return plans
+
+
+def run(config: PipelineConfig) -> str:
+    """All stages; returns the run's directory.  Ray is connected."""
+    from rich.console import Console
+
+    from rayrlhf.evaluation.report import write_report, write_summary
+
+    console, started = Console(), time.time()
+    try:
+        for stage in STAGES:
+            _stage(stage, getattr(config, stage), config, console)
+        if config.serve is not None:
+            _ask_once(config.serve, config.question, console)
+    finally:
+        # also of a run that failed: what is there is worth reading
+        write_summary(config.run.directory)
+        report = write_report(config.run.directory)
+    console.print(f"pipeline: {time.time() - started:.0f} s, report {report}", highlight=False, markup=False)
+    return config.run.directory
+
+
+def _stage(name: str, stage_config: Any, config: PipelineConfig, console: Console) -> None:
+    from rayrlhf.lineage import refuse, remove, standing
+
+    job, root = _job(name), config.run.stage(name)
+    found = standing(root, stage_config.model_dump(mode="json"), job.parents(stage_config))
+    if found.state == "finished":
+        console.print(f"{name}: there already, made from the same inputs; skipped", highlight=False)
+        return
+    if found.state == "changed" and config.when_changed == "refuse":
+        raise refuse(root, found)
+    if found.state == "changed" or (found.state == "unfinished" and name not in RESUMABLE):
+        remove(root)
+    console.rule(name)
+    started = time.time()
+    job.check(stage_config)
+    path = job.run(stage_config)
+    console.print(f"{name}: {time.time() - started:.0f} s, {path}", highlight=False, markup=False)
+
+
+def _ask_once(config: ServeConfig, question: str, console: Console) -> None:
+    """One completion of the served policy, then the server goes away."""
+    serve = _job("serve")
+    console.rule("serve")
+    serve.check(config)
+    try:
+        base_url = serve.start(config)
+        answer = serve.ask(base_url, config.name, question, max_tokens=32)
+        console.print(f"{base_url}/completions: {question!r} -> {answer!r}", highlight=False, markup=False)
+    finally:
+        serve.stop()
+
+
+def _job(name: str) -> Any:
+    return importlib.import_module(f"jobs.{name}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    from jobs import command
+
+    return command.main("pipeline", PipelineConfig, check, plan, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

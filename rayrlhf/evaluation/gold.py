@@ -1,0 +1,47 @@
+"""A gold score: a Python function that is never trained on, named `module:function` in the config."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+
+from rayrlhf.errors import ConfigError
+
+GoldFunction = Callable[[list[str], list[str]], list[float]]
+
+
+def load_function(name: str) -> GoldFunction:
+    """The function `f(prompts, responses) -> one float a response` that `module:function` names.
+
+    What it returns is checked at each call: ConfigError on another number of scores or on one that
+    is not finite.  ConfigError here when the module cannot be imported or has no such function.
+    """
+    module_name, separator, function_name = name.partition(":")
+    if not (module_name and separator and function_name):
+        raise ConfigError(f"gold={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"gold={name!r}: cannot import {module_name} ({error}). Install it, or put its folder on PYTHONPATH."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"gold={name!r}: {module_name} has no function {function_name}")
+
+    def checked(prompts: list[str], responses: list[str]) -> list[float]:
+        scores = [float(score) for score in function(prompts, responses)]
+        if len(scores) != len(responses):
+            raise ConfigError(
+                f"{name} returned {len(scores)} scores for {len(responses)} responses; it must give one for each"
+            )
+        bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
+        if bad:
+            raise ConfigError(
+                f"{name} returned {scores[bad[0]]} for response {bad[0]}, {responses[bad[0]][:80]!r}; "
+                "scores must be finite"
+            )
+        return scores
+
+    return checked
