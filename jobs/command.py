@@ -62,7 +62,8 @@ def main(
 ) -> int:
     """Runs the job `name` with `argv` (default: the process's arguments); returns the exit code.
 
-    `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray connected when `cluster` is true.
+    `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray
+    connected when `cluster` is true.
     """
     with _interruptible() as listen:
         try:

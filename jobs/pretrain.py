@@ -55,7 +55,7 @@ def check(config: PretrainConfig) -> None:
 def plan(config: PretrainConfig) -> list[RolePlan]:
     """The Ray Train workers."""
     from cluster.memory import parameters_in
-    from jobs.workers import worker_plan
+    from jobs.supervised import worker_plan
     from rayrlhf.models.causal_lm import vocabulary_size
 
     folder = _folder(config)
@@ -90,5 +90,9 @@ def _folder(config: PretrainConfig) -> str:
     return source if has_tokenizer(source) else model_folder(source)
 
 
+def main(argv: list[str] | None = None) -> int:
+    return command.main(KIND, PretrainConfig, check, plan, run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(command.main(KIND, PretrainConfig, check, plan, run))
+    sys.exit(main())

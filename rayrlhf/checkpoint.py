@@ -83,8 +83,9 @@ class StageWriter:
     ) -> str:
         """Write `stage.json`, move `latest` (and `best`) to this step, drop all but the newest `keep`.
 
-        `is_final` says that the stage is done, not one of its checkpoints on the way.  `parents` maps what this stage was made from (`model`, `data`, ...) to stage directories or
-        folders; `config` is the resolved configuration.  Returns the step directory's path.
+        `is_final` says that the stage is done, not one of its checkpoints on the way.  `parents`
+        maps what this stage was made from (`model`, `data`, ...) to stage directories or folders;
+        `config` is the resolved configuration.  Returns the step directory's path.
         """
         manifest = {
             "kind": kind,

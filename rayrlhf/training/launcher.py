@@ -84,18 +84,12 @@ def _rows(kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed:
     def tokens(path: str) -> Dataset:
         return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
 
-    try:
-        rows = {"train": order.in_order(tokens(data.train), train.epochs, seed).materialize()}
-        if data.validation is not None:
-            rows["validation"] = order.by_content(tokens(data.validation)).limit(train.validation_rows).materialize()
-            if not rows["validation"].count():
-                raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
-        return rows
-    except Exception as error:
-        wrong_row = sources.data_error(error)  # Ray wraps what its tasks raise in errors of its own
-        if wrong_row is None:
-            raise
-        raise wrong_row from error
+    rows = {"train": order.in_order(tokens(data.train), train.epochs, seed).materialize()}
+    if data.validation is not None:
+        rows["validation"] = order.by_content(tokens(data.validation)).limit(train.validation_rows).materialize()
+        if not rows["validation"].count():
+            raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
+    return rows
 
 
 def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
@@ -108,14 +102,14 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
-    trainer = TorchTrainer(
-        _worker,
+    trainer: Any = TorchTrainer(
+        _worker,  # type: ignore[arg-type]  # takes its configuration as dict[str, Any]
         train_loop_config={"stage": stage, "validates": "validation" in rows},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers, use_gpu=bool(train.gpus_per_worker), resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
-        datasets=rows,
+        datasets={**rows},
         # every worker sees all rows and takes its share of each minibatch
         dataset_config=ShardConfig(datasets_to_split=[]),
         run_config=TrainRunConfig(name=stage.name, storage_path=f"{stage.run.directory}/.ray_train"),

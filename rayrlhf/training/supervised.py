@@ -65,8 +65,7 @@ class Supervised:
         distributed.seed_all(stage.run.seed)
         self.stage, self.train, self.loss = stage, stage.train, LOSSES[stage.kind]
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
-        is_new = stage.new is not None
-        model = causal_lm.new_llama(stage.new, self.tokenizer) if is_new else self.loss.load(stage.folder)
+        model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
         self.engine = Engine(model, stage.train.engine, stage.total_steps)
         self.best = _Best(stage.train.early_stopping)
         self.writer: StageWriter | None = None  # of rank 0; unfinished until the stage ends
