@@ -153,7 +153,7 @@ def _dry_run(job: _Job[C], config: C) -> int:
 
     plans, nodes = _plan(job, config), bring_up.planned_nodes()
     for stage, roles in plans.items():
-        print(f"{stage}:" if len(plans) > 1 else "", render(roles, nodes), sep="\n" if len(plans) > 1 else "")
+        print(f"{stage}:\n{render(roles, nodes)}\n")
     for roles in plans.values():
         fits(roles, nodes)
     return 0

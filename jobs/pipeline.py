@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cluster.layout import RolePlan
 
 STAGES = ("prepare", "pretrain", "sft", "reward_model", "ppo", "evaluate")
+SUPERVISED = ("pretrain", "sft", "reward_model")
 RESUMABLE = ("ppo",)
 
 
@@ -108,7 +109,7 @@ def check(config: PipelineConfig) -> None:
     context = config.pretrain.model.context
     check_lengths(config.ppo.prompts.max_tokens, config.ppo.sampling.max_new_tokens, context)
     check_lengths(config.evaluate.max_prompt_tokens, config.evaluate.sampling.max_new_tokens, context)
-    for stage in ("pretrain", "sft", "reward_model"):
+    for stage in SUPERVISED:
         longest = getattr(config, stage).data.max_tokens
         if longest > context:
             raise ConfigError(
@@ -121,20 +122,18 @@ def check(config: PipelineConfig) -> None:
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
     from cluster import layout
+    from cluster.memory import parameters_in
+    from jobs.ppo import ROLES, plan_for
+    from jobs.supervised import worker_plan
+    from rayrlhf.checkpoint import model_folder
 
-    plans = {}
-    for stage in ("pretrain", "sft", "reward_model"):
-        train = getattr(config, stage).train
-        plans[stage] = [
-            layout.worker_plan(
-                stage,
-                train.num_workers,
-                train.cpus_per_worker,
-                train.gpus_per_worker,
-                threads=train.threads_per_worker,
-            )
-        ]
-    plans["ppo"] = layout.plan(config.ppo.layout)
+    model = config.pretrain.model
+    if model.from_folder:
+        count = parameters_in(model_folder(model.from_folder))
+    else:
+        count = model.num_parameters(config.prepare.tokenizer.vocab_size)
+    plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in SUPERVISED}
+    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(ROLES, count))
     plans["evaluate"] = layout.plan(_job("evaluate").evaluation_layout(config.evaluate.layout))
     if config.serve is not None:
         plans["serve"] = _job("serve").plan(config.serve)

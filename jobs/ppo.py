@@ -104,16 +104,23 @@ def check_batches(config: PPOConfig) -> None:
 
 def plan(config: PPOConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from cluster import layout, memory
+    from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
 
-    folders = _folders(config)
-    needs = {}
-    for role in ROLES:
-        zero = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}.get(role, 0)
-        parameters = memory.parameters_in(model_folder(folders[role]))
-        ranks = config.layout.roles[role].ranks
-        needs[role] = memory.estimate(role, parameters, ranks, zero, config.rollout.kv_cache_gib)
+    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in _folders(config).items()})
+
+
+def plan_for(config: PPOConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
+    """The plan for models of these sizes, by role."""
+    from cluster import layout, memory
+
+    stages = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}
+    needs = {
+        role: memory.estimate(
+            role, count, config.layout.roles[role].ranks, stages.get(role, 0), config.rollout.kv_cache_gib
+        )
+        for role, count in num_parameters.items()
+    }
     return layout.plan(config.layout, needs)
 
 

@@ -94,8 +94,8 @@ def _rows(kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed:
 
 def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
     from ray.train import DataConfig as ShardConfig
+    from ray.train import LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train import ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     train = stage.train
@@ -112,7 +112,11 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
         datasets={**rows},
         # every worker sees all rows and takes its share of each minibatch
         dataset_config=ShardConfig(datasets_to_split=[]),
-        run_config=TrainRunConfig(name=stage.name, storage_path=f"{stage.run.directory}/.ray_train"),
+        run_config=TrainRunConfig(
+            name=stage.name,
+            storage_path=f"{stage.run.directory}/.ray_train",
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # of the version 2 class
+        ),
     )
     try:
         return str(trainer.fit().return_value)

@@ -18,7 +18,7 @@ from rayrlhf.batches import Prompts
 from rayrlhf.errors import ConfigError, DataError, RoleError
 from rayrlhf.models.digest import tensor_digest
 
-KINDS = ("llama", "qwen3", "gpt2")  # qwen3 ties its embeddings
+KINDS = ("qwen3", "gpt2", "llama")  # qwen3 ties its embeddings; the tests after need llama
 SAMPLING = SamplingConfig(temperature=0.7, max_new_tokens=48)
 TOLERANCE = 1e-4
 
@@ -42,26 +42,23 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(ray_local, tiny_model):
-    """`host(engine, kind)`: an actor with that engine, the last one kept until another is asked for."""
+    """`host(engine, kind)`: an actor with that engine; each engine's last one is kept for the next test."""
     running = {}
 
     def get(engine, kind, **config):
-        key = engine, kind, *config.items()
-        if key not in running:
-            stop()
-            environment = {"env_vars": {"OMP_NUM_THREADS": "2"}}
-            running[key] = Host.options(runtime_env=environment).remote()
+        what, actor = running.get(engine, (None, None))
+        if what != (kind, config):
+            if actor:
+                ray.kill(actor)
+            actor = Host.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "2"}}).remote()
+            running[engine] = (kind, config), actor
             settings = RolloutConfig(engine=engine, kv_cache_gib=0.25, **config)
-            ray.get(running[key].start.remote(tiny_model(kind), settings))
-        return running[key]
-
-    def stop():
-        for actor in running.values():
-            ray.kill(actor)
-        running.clear()
+            ray.get(actor.start.remote(tiny_model(kind), settings))
+        return actor
 
     yield get
-    stop()
+    for _, actor in running.values():
+        ray.kill(actor)
 
 
 def prompts(count, longest=8, seed=0):
@@ -178,6 +175,11 @@ def test_weights_that_lack_a_parameter_are_refused_by_name(host, tiny_model, eng
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_threads_are_the_layouts(host, engine):
+    assert ray.get(host(engine, "llama").threads.remote()) == 2
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_lengths_are_checked_before_sampling(host, engine):
     actor = host(engine, "llama", max_model_len=16)
     with pytest.raises(ConfigError, match="context is 16"):
@@ -187,11 +189,6 @@ def test_lengths_are_checked_before_sampling(host, engine):
         ray.get(actor.generate.remote(nothing, SAMPLING, 0))
     fitting = SamplingConfig(max_new_tokens=8)
     assert ray.get(actor.generate.remote(prompts(4), fitting, 0)).tokens.shape[1] <= 16
-
-
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_threads_are_the_layouts(host, engine):
-    assert ray.get(host(engine, "llama").threads.remote()) == 2
 
 
 @pytest.mark.slow
