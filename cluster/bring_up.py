@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -54,6 +55,8 @@ def connect() -> None:
                 "same versions of Ray and Python? Unset RAY_ADDRESS to start a local one."
             ) from error
         return
+    # Ray's default too, said aloud: the dashboard's Jobs API runs whatever it is sent
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     node = local_node()
     ray.init(
         address="local",

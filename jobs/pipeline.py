@@ -144,8 +144,6 @@ def run(config: PipelineConfig) -> str:
     """All stages; returns the run's directory.  Ray is connected."""
     from rich.console import Console
 
-    from rayrlhf.evaluation.report import write_report, write_summary
-
     console, started = Console(), time.time()
     try:
         for stage in STAGES:
@@ -153,11 +151,20 @@ def run(config: PipelineConfig) -> str:
         if config.serve is not None:
             _ask_once(config.serve, config.question, console)
     finally:
-        # also of a run that failed: what is there is worth reading
-        write_summary(config.run.directory)
-        report = write_report(config.run.directory)
-    console.print(f"pipeline: {time.time() - started:.0f} s, report {report}", highlight=False, markup=False)
+        _report(config, console)  # also of a run that failed: what is there is worth reading
+    console.print(f"pipeline: {time.time() - started:.0f} s", highlight=False)
     return config.run.directory
+
+
+def _report(config: PipelineConfig, console: Console) -> None:
+    import fsspec
+
+    from rayrlhf.evaluation.report import write_report, write_summary
+
+    filesystem, directory = fsspec.core.url_to_fs(config.run.directory)
+    if filesystem.isdir(directory):
+        write_summary(config.run.directory)
+        console.print(f"report: {write_report(config.run.directory)}", highlight=False, markup=False)
 
 
 def _stage(name: str, stage_config: Any, config: PipelineConfig, console: Console) -> None:

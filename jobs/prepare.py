@@ -41,6 +41,11 @@ class PrepareConfig(Section):
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer to train")
 
 
+def parents(config: PrepareConfig) -> dict[str, str]:
+    """What this stage is made from: a user's files; the demo's are fixed by their hash."""
+    return {} if config.data.source == DEMO else {"source": config.data.source}
+
+
 def check(config: PrepareConfig) -> None:
     """The source is there and of the right form; DataError otherwise."""
     from rayrlhf.data import fetch, sources
@@ -62,7 +67,7 @@ def run(config: PrepareConfig) -> str:
 
     writer = StageWriter(config.run.stage(KIND), step=0)
     metrics = _write(config, writer.model_dir, writer.state_dir)
-    return writer.finish(KIND, config.model_dump(mode="json"), parents={}, metrics=metrics)
+    return writer.finish(KIND, config.model_dump(mode="json"), parents=parents(config), metrics=metrics)
 
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ def _rank(
 ) -> None:
     from rayrlhf.training import distributed
 
+    faulthandler.enable()
     torch.set_num_threads(1)
     distributed.init(rank, world_size, "127.0.0.1", port, timeout_s=60)
     torch.save(function(rank, *args), Path(folder) / f"rank{rank}.pt")

@@ -1,0 +1,104 @@
+"""Ctrl-C and a failing stage: finished stages stay, nothing half-written counts, no process is left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayrlhf.checkpoint import find_stage
+from rayrlhf.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+SHORT = "jobs/configs/demo_short.yaml"
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """A Ray of the test's own, known by its folder (a short path: Ray's sockets lie in it)."""
+    folder = Path(f"/tmp/ray-{secrets.token_hex(3)}")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": str(ray_folder), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def left(ray_folder: Path) -> list[str]:
+    """Processes that belong to the Ray of that folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command, environment = process.cmdline(), process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if environment.get("RAY_TMPDIR") == str(ray_folder) or str(ray_folder) in " ".join(command):
+            found.append(" ".join(command)[:100])
+    return found
+
+
+def assert_nothing_left(ray_folder: Path) -> None:
+    for _ in range(60):
+        if not left(ray_folder):
+            return
+        time.sleep(0.5)
+    raise AssertionError(left(ray_folder))
+
+
+def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder):
+    job = start(ray_folder, "pipeline", SHORT, f"run.root={tmp_path}")
+    assert job.stdout is not None
+    seen = []
+    for line in job.stdout:
+        seen.append(line)
+        if "pretrain  3/60" in line:
+            break
+    else:
+        raise AssertionError("".join(seen[-40:]))
+    assert left(ray_folder), "the test would not notice a process that stays"
+    job.send_signal(signal.SIGINT)
+    rest, _ = job.communicate(timeout=90)
+    assert job.returncode == 130, rest
+    assert "interrupted; finished stages are kept" in rest
+    assert_nothing_left(ray_folder)
+    run = tmp_path / "demo-short"
+    assert find_stage(f"{run}/prepare").manifest["is_final"]
+    with pytest.raises(CheckpointError):
+        find_stage(f"{run}/pretrain")
+    assert (run / "report.html").exists()
+
+
+def test_a_failing_stage_is_named_and_leaves_no_process(tmp_path, ray_folder):
+    # one row in the middle of the file is wrong: the check of the first rows cannot know it
+    rows = ['{"prompt": "a b", "completion": " c"}\n'] * 300
+    rows[250] = '{"prompt": "a b"}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "model").mkdir()
+    from tests.conftest import _write_model
+
+    _write_model("llama", tmp_path / "model")
+    job = start(
+        ray_folder, "sft", f"run.root={tmp_path}/runs", "run.name=bad", f"model={tmp_path}/model",
+        f"data.train={tmp_path}/rows.jsonl", "data.max_tokens=64",
+    )  # fmt: skip
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 2, printed
+    assert "line 251" in printed and "completion" in printed and "Traceback" not in printed
+    assert_nothing_left(ray_folder)
+    assert not list(Path(tmp_path, "runs").rglob("stage.json"))

@@ -1,0 +1,191 @@
+"""Pretraining, SFT and the reward model as jobs, on a real local Ray with tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import pretrain, reward_model, sft
+from rayrlhf.checkpoint import find_stage
+from rayrlhf.config import load
+from rayrlhf.errors import ConfigError, DataError, ModelError
+
+TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e-3", "data.max_tokens=64"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """40 rows of each kind; of a pair the one that ends in "good" is chosen."""
+    words = ["red", "green", "blue", "seven", "a longer group of words"]
+    rows: dict[str, list[dict[str, str]]] = {"text": [], "pairs": [], "completions": []}
+    for n in range(40):
+        prompt = f"{words[n % 5]} {n}"
+        rows["text"].append({"text": f"{prompt} is {words[(n + 1) % 5]}"})
+        rows["completions"].append({"prompt": prompt, "completion": f" is {words[(n + 1) % 5]}"})
+        rows["pairs"].append({"prompt": prompt, "chosen": " good", "rejected": " bad" + "!" * (n % 4)})
+    folder = tmp_path_factory.mktemp("rows")
+    for name, some in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return {name: str(folder / f"{name}.jsonl") for name in rows}
+
+
+def logged(root: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str, *more: str) -> str:
+    data = [f"data.train={train}", f"data.validation={train}"]
+    given = [f"run.name={name}", f"run.root={root}", f"model={model}", *data, *TRAIN, *more]
+    config = load(cls, None, given)
+    job.check(config)
+    assert [role.ranks for role in job.plan(config)] == [config.train.num_workers]
+    return str(job.run(config))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_sft_is_the_same_with_one_and_two_workers(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    shared = [tiny_model("llama"), files["completions"], "train.epochs=4", "train.validate_every=10"]
+    stages, logs = [], []
+    for name, more in (("one", []), ("two", ["train.num_workers=2", "train.engine.zero_stage=2"])):
+        stages.append(fine_tune(sft, sft.SFTConfig, tmp_path, name, *shared, *more))
+        logs.append(logged(tmp_path, name))
+    one, two = logs
+    assert [row["step"] for row in one] == list(range(1, 21))
+    assert [r["loss/train"] for r in two] == pytest.approx([r["loss/train"] for r in one], abs=1e-4)
+    assert [r["step"] for r in one if "eval/loss" in r] == [10, 20]
+    assert one[-1]["eval/loss"] == pytest.approx(two[-1]["eval/loss"], abs=1e-4)
+    assert one[-1]["loss/train"] < 0.8 * one[0]["loss/train"]
+    names = {"optim/lr", "optim/grad_norm", "perf/tokens_per_s", "time/step_s", "data/tokens"}
+    assert names <= one[0].keys()
+    weights = [find_stage(stage, "sft").model_dir for stage in stages]
+    assert find_stage(stages[0]).manifest["metrics"]["eval/loss"] == one[-1]["eval/loss"]
+    compare(*weights, tolerance=1e-3)
+
+
+def compare(first: str, second: str, tolerance: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (first, second)]
+    with torch.no_grad():
+        one, two = (model(input_ids=torch.arange(30)[None]).logits for model in models)
+    torch.testing.assert_close(one, two, atol=tolerance, rtol=0)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_any_causal_lm_becomes_sft_and_reward_model(
+    kind: str, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    stage = fine_tune(sft, sft.SFTConfig, tmp_path, "run", tiny_model(kind), files["completions"])
+    losses = [row["loss/train"] for row in logged(tmp_path, "run")]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+    early = ["metric=eval/accuracy", "goal=max", "patience=2"]
+    stopping = [f"train.early_stopping.{key}" for key in early]
+    more = ["train.epochs=40", "train.validate_every=5", "train.engine.zero_stage=3", *stopping]
+    cls = reward_model.RewardModelConfig
+    stage = fine_tune(reward_model, cls, tmp_path, "run", stage, files["pairs"], *more)
+    rows = [row for row in logged(tmp_path, "run") if row["stage"] == "reward_model"]
+    found = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
+    assert max(found) >= 0.95
+    best = found.index(max(found))
+    assert len(found) == best + 3  # two validations without improvement end it, long before 200 steps
+    assert len(rows) == 5 * len(found) < 200
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} <= rows[0].keys()
+
+    root = tmp_path / "run" / "reward_model"
+    assert (root / "best").read_text() == f"step_{5 * (best + 1):06d}"
+    assert [path.name for path in root.glob("step_*")] == [(root / "best").read_text()]
+    parents = find_stage(stage, "reward_model").manifest["parents"]
+    assert parents["model"]["hash"] and parents["data"]["path"] == files["pairs"]
+    model = AutoModelForSequenceClassification.from_pretrained(find_stage(stage).model_dir)
+    assert model.config.num_labels == 1
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_pretraining_from_scratch_and_continued(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    size = ["hidden=32", "heads=2", "kv_heads=1", "layers=2", "intermediate=64", "context=64"]
+    shared = [f"run.root={tmp_path}", f"data.train={files['text']}", *TRAIN]
+    given = [*shared, "run.name=new", f"model.tokenizer={tiny_model('gpt2')}", *(f"model.{s}" for s in size)]
+    config = load(pretrain.PretrainConfig, None, [*given, "train.epochs=2", "train.max_steps=7"])
+    pretrain.check(config)
+    stage = pretrain.run(config)
+    rows = logged(tmp_path, "new")
+    assert len(rows) == 7 and rows[-1]["loss/train"] < rows[0]["loss/train"]
+    parameters = sum(t.numel() for t in weights_of(stage).values())
+    assert parameters == config.model.num_parameters(259)
+
+    more = ["run.name=on", f"model.from_folder={stage}", "train.engine.optimizer=sgd", "train.engine.lr=1e-9"]
+    config = load(pretrain.PretrainConfig, None, [*shared, *more])
+    pretrain.check(config)
+    again = weights_of(pretrain.run(config))
+    for name, tensor in weights_of(stage).items():
+        torch.testing.assert_close(again[name], tensor, atol=1e-6, rtol=0)
+
+
+def weights_of(stage: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(find_stage(stage).model_dir) / "model.safetensors")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_what_a_worker_finds_wrong_is_one_error(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    more = ["train.early_stopping.metric=eval/acuracy", "train.validate_every=1"]
+    with pytest.raises(ConfigError, match="'eval/acuracy', which no validation gives; there are eval/loss"):
+        fine_tune(sft, sft.SFTConfig, tmp_path, "run", tiny_model("llama"), files["completions"], *more)
+    assert not list((tmp_path / "run").glob("sft/step_*"))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_fewer_rows_than_a_minibatch(tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gives 40 rows in 1 epoch\(s\).*train.minibatch=41"):
+        args = tmp_path, "run", tiny_model("llama"), files["completions"], "train.minibatch=41"
+        fine_tune(sft, sft.SFTConfig, *args)
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        (["model=/nowhere"], ModelError, "/nowhere"),
+        (["data.train=/nowhere.jsonl"], DataError, "/nowhere.jsonl"),
+        (["data.max_tokens=129"], ConfigError, "context of 128"),
+        (["train.microbatch_tokens=127"], ConfigError, "train.microbatch_tokens=127"),
+        (["train.minibatch=0"], ConfigError, "train.minibatch"),
+        (["train.minibatch=1", "train.num_workers=2"], ConfigError, "without a row"),
+        (["train.early_stopping.patience=1"], ConfigError, "validate_every"),
+        (["train.early_stopping.patience=1", "train.validate_every=1"], ConfigError, "data.validation"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_starts(
+    changes: list[str], kind: type[Exception], message: str, tiny_model: Callable[[str], str], files: dict[str, str]
+) -> None:
+    given = ["run.name=x", f"model={tiny_model('llama')}", f"data.train={files['pairs']}", "data.max_tokens=64"]
+    with pytest.raises(kind, match=message):
+        reward_model.check(load(reward_model.RewardModelConfig, None, [*given, *changes]))
+
+
+def test_a_model_without_tokenizer_or_a_wrong_table(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    data = f"data.train={files['pairs']}"
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        sft.check(load(sft.SFTConfig, None, ["run.name=x", f"model={tmp_path}", data]))
+    with pytest.raises(DataError, match="completion"):
+        model = f"model={tiny_model('gpt2')}"
+        sft.check(load(sft.SFTConfig, None, ["run.name=x", model, data, "data.max_tokens=64"]))

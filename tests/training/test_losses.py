@@ -1,0 +1,95 @@
+"""The supervised losses: shares of a minibatch, by hand and against transformers' own loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rayrlhf.training.losses import LOSSES
+from rayrlhf.training.supervised import _Best
+
+CPU = torch.device("cpu")
+TEXTS: list[dict[str, Any]] = [
+    {"input_ids": [5, 6, 7, 8, 9], "loss_mask": [False, False, True, True, True]},
+    {"input_ids": [40, 41, 42], "loss_mask": [True, True, False]},
+]
+PAIRS: list[dict[str, Any]] = [
+    {"chosen_ids": [5, 6, 7, 8], "rejected_ids": [5, 6]},
+    {"chosen_ids": [40, 41], "rejected_ids": [42, 43, 44]},
+    {"chosen_ids": [7], "rejected_ids": [8]},
+]
+
+
+def test_causal_loss_is_transformers_mean_over_loss_tokens(tiny_model: Callable[[str], str]) -> None:
+    loss = LOSSES["prompt_completion"]
+    model = loss.load(tiny_model("llama")).eval()
+    assert loss.count(TEXTS) == 4  # nothing predicts a row's first token
+    assert [loss.padded_tokens(row) for row in TEXTS] == [5, 3]
+    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 41, -100, -100, -100]])
+    tokens = torch.tensor([[5, 6, 7, 8, 9], [40, 41, 42, 0, 0]])
+    with torch.no_grad():
+        expected = float(model(input_ids=tokens, labels=labels).loss)
+        whole = float(loss.shares(model, TEXTS, 4, CPU)["loss"])
+        parts = [float(loss.shares(model, rows, 4, CPU)["loss"]) for rows in (TEXTS[:1], TEXTS[1:], [])]
+    assert whole == pytest.approx(expected, abs=1e-5)
+    assert sum(parts) == pytest.approx(expected, abs=1e-5) and parts[2] == 0.0
+
+
+class Scores(torch.nn.Module):
+    """A model whose score of a sequence is its last token."""
+
+    base_model_prefix = "base"
+
+    def base(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        return type("Output", (), {"last_hidden_state": input_ids[..., None].float()})
+
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def test_preference_loss_by_hand() -> None:
+    loss = LOSSES["preference"]
+    assert loss.count(PAIRS) == 3
+    assert [loss.padded_tokens(row) for row in PAIRS] == [8, 6, 2]
+    assert [loss.tokens(row) for row in PAIRS] == [6, 5, 2]
+    # scores 8 over 6, 41 over 44, 7 over 8
+    shares = {name: float(value) for name, value in loss.shares(Scores(), PAIRS, 3, CPU).items()}
+    expected = sum(math.log1p(math.exp(-margin)) for margin in (2, -3, -1)) / 3
+    assert shares["loss"] == pytest.approx(expected, abs=1e-6)
+    assert shares["rewards/chosen"] == pytest.approx((8 + 41 + 7) / 3)
+    assert shares["rewards/rejected"] == pytest.approx((6 + 44 + 8) / 3)
+    assert shares["rewards/margins"] == pytest.approx(-2 / 3)
+    assert shares["rewards/accuracies"] == pytest.approx(1 / 3)
+    assert loss.eval_metrics(shares)["eval/accuracy"] == pytest.approx(1 / 3)
+
+
+def test_preference_shares_add_up_and_may_be_empty(tiny_model: Callable[[str], str]) -> None:
+    loss = LOSSES["preference"]
+    model = loss.load(tiny_model("qwen3")).eval()
+    with torch.no_grad():
+        whole = loss.shares(model, PAIRS, 3, CPU)
+        parts = [loss.shares(model, rows, 3, CPU) for rows in (PAIRS[:1], PAIRS[1:], [])]
+    for name, value in whole.items():
+        assert sum(float(part[name]) for part in parts) == pytest.approx(float(value), abs=1e-5), name
+    empty = loss.shares(model, [], 3, CPU)
+    empty["loss"].backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_early_stopping_keeps_the_best_and_counts_patience() -> None:
+    from rayrlhf.errors import ConfigError
+    from rayrlhf.training.config import EarlyStopping
+
+    best = _Best(EarlyStopping(metric="eval/accuracy", goal="max", patience=2))
+    seen = [(best.offer({"eval/accuracy": value}), best.is_over) for value in (0.5, 0.7, 0.7, 0.8, 0.6, 0.79)]
+    assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
+    least = _Best(EarlyStopping(metric="eval/loss", goal="min", patience=1))
+    assert [least.offer({"eval/loss": value}) for value in (3.0, 2.0, 2.5)] == [True, True, False]
+    assert least.is_over
+    with pytest.raises(ConfigError, match=r"'eval/accuracy', which no validation gives; there are eval/loss"):
+        best.offer({"eval/loss": 1.0, "loss/train": 1.0})
+    assert not _Best(None).offer({"eval/loss": 1.0})
