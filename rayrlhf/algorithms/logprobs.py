@@ -20,11 +20,25 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
     Raises ValueError for shapes that do not fit and for a temperature that is not above 0.
     """
-    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
-        raise ValueError(f"logits have shape {list(logits.shape)}, but tokens have {list(tokens.shape)}")
+    _check(logits, tokens)
     following = torch.roll(tokens, -1, dims=1)  # the last one wraps around, and shift_right drops it
     logprobs = _log_softmax(logits, temperature).gather(-1, following.unsqueeze(-1)).squeeze(-1)
     return shift_right(logprobs)
+
+
+def token_logprobs_and_entropy(
+    logits: Tensor, tokens: Tensor, temperature: float = 1.0, entropy_grad: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(`token_logprobs`, `token_entropy`) from one log_softmax, the largest tensor of a policy update.
+
+    `entropy_grad` False: the entropy is only watched, and nothing is kept for its gradient.
+    """
+    _check(logits, tokens)
+    whole = _log_softmax(logits, temperature)
+    following = torch.roll(tokens, -1, dims=1)
+    logprobs = whole.gather(-1, following.unsqueeze(-1)).squeeze(-1)
+    watched = whole if entropy_grad else whole.detach()
+    return shift_right(logprobs), shift_right(-(watched.exp() * watched).sum(-1))
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -34,6 +48,11 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     logprobs = _log_softmax(logits, temperature)
     return shift_right(-(logprobs.exp() * logprobs).sum(-1))
+
+
+def _check(logits: Tensor, tokens: Tensor) -> None:
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(f"logits have shape {list(logits.shape)}, but tokens have {list(tokens.shape)}")
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

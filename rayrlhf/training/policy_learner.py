@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs
+from rayrlhf.algorithms.logprobs import token_logprobs_and_entropy
 from rayrlhf.algorithms.masking import masked_sum
 from rayrlhf.algorithms.ppo_loss import policy_loss
 from rayrlhf.batches import PolicyBatch, Rollouts
@@ -61,13 +60,12 @@ class PolicyLearner(Learner):
     def _piece_loss(self, part: PolicyBatch, num_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         config, mask = self.config, part.response_mask
         logits = causal_logits(self.engine.module, part.tokens, part.lengths)
-        logprobs = token_logprobs(logits, part.tokens, self.temperature)
+        has_bonus = config.entropy_coefficient > 0
+        logprobs, entropies = token_logprobs_and_entropy(logits, part.tokens, self.temperature, entropy_grad=has_bonus)
         loss, stats = policy_loss(
             logprobs, part.logprobs, part.advantages, mask, config.clip_low, config.clip_high, num_tokens
         )
-        # without a bonus the entropy is only watched, and its graph would double the memory of the logits
-        with torch.set_grad_enabled(config.entropy_coefficient > 0 and torch.is_grad_enabled()):
-            entropy = masked_sum(token_entropy(logits, self.temperature), mask) / num_tokens
+        entropy = masked_sum(entropies, mask) / num_tokens
         deviation = ((logprobs.detach() - part.logprobs)[mask].exp() - 1).abs()
         stats |= {
             "objective/entropy": entropy.detach(),

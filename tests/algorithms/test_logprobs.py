@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs
+from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs, token_logprobs_and_entropy
 
 # after token 0 the odds are 1 : 1 : 2, after token 1 they are 1 : 3 : 4; the last logits predict nothing
 LOGITS = torch.tensor([[[1.0, 1.0, 2.0], [1.0, 3.0, 4.0], [9.0, 1.0, 1.0]]]).log()
@@ -26,6 +26,22 @@ def test_entropy_by_hand():
     second = -sum(p * math.log(p) for p in (1 / 8, 3 / 8, 4 / 8))
     torch.testing.assert_close(token_entropy(LOGITS), torch.tensor([[0.0, first, second]]))
     assert token_entropy(LOGITS, temperature=1e6)[0, 1].item() == pytest.approx(math.log(3), abs=1e-5)
+
+
+@pytest.mark.parametrize("entropy_grad", [True, False])
+def test_both_from_one_pass_equal_each_alone(normal, entropy_grad):
+    tokens = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(2))
+    grads = []
+    for both in (True, False):
+        logits = normal(1, 3, 5, 7).clone().requires_grad_()
+        if both:
+            logprobs, entropy = token_logprobs_and_entropy(logits, tokens, 0.7, entropy_grad)
+        else:
+            logprobs, entropy = token_logprobs(logits, tokens, 0.7), token_entropy(logits, 0.7)
+            entropy = entropy if entropy_grad else entropy.detach()
+        (logprobs.sum() + 0.3 * entropy.sum()).backward()
+        grads.append((logprobs.detach(), entropy.detach(), logits.grad))
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 def test_against_a_slow_loop(normal):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,3 +33,6 @@ def _rank(
     distributed.init(rank, world_size, "127.0.0.1", port, timeout_s=60)
     torch.save(function(rank, *args), Path(folder) / f"rank{rank}.pt")
     distributed.shutdown()
+    # past Python's finalisation, in which a gloo thread that still lets go of a tensor aborts the process
+    sys.stdout.flush()
+    os._exit(0)
