@@ -18,7 +18,7 @@ class Pool(Section):
     """Equal bundles reserved together, as one Ray placement group."""
 
     bundles: int = Field(default=1, ge=1, description="Number of bundles; a bundle lies on one node.")
-    cpus: float = Field(default=1.0, ge=0, description="CPUs of each bundle.")
+    cpus: float = Field(default=1.0, gt=0, description="CPUs of each bundle.")
     gpus: float = Field(default=0.0, ge=0, description="GPUs of each bundle.")
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         default="PACK", description="How Ray places the bundles: on few nodes, many, exactly one, each on its own."

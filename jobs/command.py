@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ C = TypeVar("C", bound=Section)
 FLAGS = ("--help", "-h", "--print-config", "--dry-run")
 INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
+# Ray Data adds advice about retries to what its tasks raise; it does not mend a user's rows
+_RETRIES = re.compile(r"\nFailed to .* attempts \(")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def main(
             cause = user_error(error)
             if cause is None:
                 raise
-            complain(str(cause))
+            complain(_RETRIES.split(str(cause))[0])
             return USER_ERROR
 
 

@@ -118,8 +118,14 @@ def _write_table(rows: Dataset, folder: str) -> int:
     from pyarrow import dataset
 
     os.makedirs(folder)
-    rows.repartition(target_num_rows_per_block=ROWS_PER_FILE, strict=True).write_parquet(folder)
+    files = rows.repartition(target_num_rows_per_block=ROWS_PER_FILE, strict=True)
+    files.map_batches(_in_one_piece, batch_size=None, batch_format="pyarrow").write_parquet(folder)
     return int(dataset.dataset(folder, format="parquet").count_rows())
+
+
+def _in_one_piece(batch: Any) -> Any:
+    """One chunk for one file: pyarrow's threads write several in any order."""
+    return batch.combine_chunks()
 
 
 def _training_texts(folder: str, seen: set[str]) -> Iterator[list[str]]:

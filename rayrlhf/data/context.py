@@ -27,4 +27,5 @@ def settle(ds: Dataset | None = None) -> None:
         context.default_hash_shuffle_parallelism = partitions
         context.enable_progress_bars = False
         context.raise_original_map_exception = True  # else a DataError raised in a task loses its type
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # what it logs as an error it also raises, and then the user sees one message instead of two tracebacks
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

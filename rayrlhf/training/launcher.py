@@ -98,11 +98,16 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """None: Ray's own would outlive this fit, and end every later stage at Ctrl-C with exit code 0.
+            The job's handler raises KeyboardInterrupt, and leaving the cluster ends the workers."""
+
     train = stage.train
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
-    trainer: Any = TorchTrainer(
+    trainer: Any = Trainer(
         _worker,  # type: ignore[arg-type]  # takes its configuration as dict[str, Any]
         train_loop_config={"stage": stage, "validates": "validation" in rows},
         scaling_config=ScalingConfig(

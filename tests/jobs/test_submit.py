@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rayrlhf.checkpoint import find_stage
@@ -48,7 +49,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head node of its own, with its own token and ports; its processes end with it."""
     port, dashboard = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -57,7 +58,8 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    temporary = tmp_path_factory.mktemp("ray", numbered=True)
+    # a short path: Ray's sockets lie in it, and may have 107 characters at most
+    temporary = Path(f"/tmp/ray-{secrets.token_hex(3)}")
     command = [
         RAY,
         "start",
@@ -70,7 +72,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     command += [
         "--object-store-memory=268435456",
         "--dashboard-host=127.0.0.1",
-        f"--temp-dir={short(temporary)}",
+        f"--temp-dir={temporary}",
     ]
     head = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -78,25 +80,22 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     made = Cluster(f"http://127.0.0.1:{dashboard}", environment)
     try:
         for _ in range(120):
-            if made.ray("job", "list", "--address", made.dashboard).returncode == 0:
+            # the agent that starts jobs is ready some seconds after the dashboard
+            probe = made.ray("job", "submit", "--no-wait", "--address", made.dashboard, "--", "true")
+            if probe.returncode == 0:
                 break
             assert head.poll() is None, "ray start ended"
             time.sleep(0.5)
         yield made
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        finally:
-            if head.poll() is None:
-                os.killpg(head.pid, signal.SIGKILL)
-
-
-def short(path: Path) -> str:
-    """Ray's sockets lie under the temporary folder, and their paths may have 107 characters at most."""
-    link = Path(f"/tmp/ray-{secrets.token_hex(3)}")
-    link.symlink_to(path)
-    return str(link)
+        for process in psutil.process_iter():
+            try:
+                if str(temporary) in " ".join(process.cmdline()):
+                    process.kill()
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        head.wait(30)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_a_submitted_ppo_job_succeeds(cluster, tiny_model, reward_folder, prompts_file, tmp_path):
