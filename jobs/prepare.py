@@ -2,7 +2,6 @@
 
     runs/NAME/prepare/step_000000/model/                       the tokenizer with its chat template
                                  /state/KIND/{train,validation}/   Parquet
-                                 /state/words.txt              the words of the training texts
 
 The demo's snippets give the kinds text, prompt_completion, preference and prompts; a user's texts give text.
 """
@@ -71,7 +70,7 @@ def run(config: PrepareConfig) -> str:
 
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
-    """Tables, words and tokenizer; returns the data card: rows in, dropped and out."""
+    """Tables and tokenizer; returns the data card: rows in, dropped and out."""
     from rayrlhf.data import cleaning, demo, fetch, sources, tokenizer
 
     is_demo = config.data.source == DEMO
@@ -90,13 +89,10 @@ def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, f
                 )
             metrics[f"data/{kind}_{split}_rows"] = float(count)
             print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
-    seen: set[str] = set()
-    texts = _training_texts(os.path.join(state_dir, "text", "train"), seen)
+    texts = _training_texts(os.path.join(state_dir, "text", "train"))
     made = tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.model_max_length)
     made.save_pretrained(model_dir)
-    with open(os.path.join(state_dir, "words.txt"), "w", encoding="utf-8") as file:
-        file.writelines(f"{word}\n" for word in sorted(seen))
-    return metrics | {"data/vocab_size": float(len(made)), "data/words": float(len(seen))}
+    return metrics | {"data/vocab_size": float(len(made))}
 
 
 def _tables(kept: Dataset, split: str, config: PrepareConfig, is_demo: bool) -> dict[str, Dataset]:
@@ -128,17 +124,13 @@ def _in_one_piece(batch: Any) -> Any:
     return batch.combine_chunks()
 
 
-def _training_texts(folder: str, seen: set[str]) -> Iterator[list[str]]:
-    """Batches of the training texts; their words are put into `seen` on the way."""
-    from rayrlhf.data import demo, sources
+def _training_texts(folder: str) -> Iterator[list[str]]:
+    """The training texts, batch by batch."""
+    from rayrlhf.data import sources
 
-    rows = sources.read(folder, "parquet", "text")
     batch: Any  # a pyarrow.Table
-    for batch in rows.iter_batches(batch_size=1024, batch_format="pyarrow"):
-        texts = batch["text"].to_pylist()
-        for text in texts:
-            seen.update(demo.words(text))
-        yield texts
+    for batch in sources.read(folder, "parquet", "text").iter_batches(batch_size=1024, batch_format="pyarrow"):
+        yield batch["text"].to_pylist()
 
 
 def _of_split(batch: Any, split: str, share: float) -> Any:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.data.grouped_data import GroupedData
 
-_WORD = re.compile(r"\w+(?:'\w+)*")
 _BUCKET = "_bucket"
 
 Rated = tuple[str, float]  # a text and its mean human rating
@@ -115,17 +114,6 @@ def pairs(rated: list[Rated], min_difference: float, pairs_per_text: int) -> lis
             pair = (text, other) if rating > other_rating else (other, text)
             found.setdefault(frozenset(pair), pair)
     return list(found.values())
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words, numbers too, with the apostrophes inside them: "Isn't it?" -> isn't, it."""
-    return _WORD.findall(text.lower().replace("\u2019", "'"))
-
-
-def known_word_share(texts: list[str], vocabulary: set[str]) -> float:
-    """Share of the words of `texts` that are in `vocabulary` (of `words`); 1 when there are no words."""
-    said = [word for text in texts for word in words(text)]
-    return sum(word in vocabulary for word in said) / len(said) if said else 1.0
 
 
 def gold(prompts: list[str], responses: list[str]) -> list[float]:

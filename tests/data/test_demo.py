@@ -51,14 +51,6 @@ def test_pairs_by_hand() -> None:
     assert demo.pairs([("a", 1.0), ("b", 0.0)], 1.0, 3) == []  # exactly 1 apart is not more than 1
 
 
-def test_words() -> None:
-    assert demo.words("Isn't it GREAT, 'The Kid\u2019s' 9 ½-star film?") == [
-        "isn't", "it", "great", "the", "kid's", "9", "½", "star", "film",
-    ]  # fmt: skip
-    assert demo.known_word_share(["The cat", "a blorf!"], {"the", "cat", "a"}) == 0.75
-    assert demo.known_word_share(["..."], set()) == 1.0
-
-
 def test_gold_judges_the_response_alone() -> None:
     good, bad, plain = demo.gold(["awful horrible"] * 3, [" a wonderful, great film", " a terrible mess", " in Rome"])
     assert good > 0.5 and bad < -0.3 and plain == 0.0

@@ -62,8 +62,6 @@ def test_the_demo_s_stage(ray_local: None, snippets: list[str], tmp_path: Path) 
         assert all("terrible" not in row["chosen"] and "wonderful" not in row["rejected"] for row in pairs)
         assert stage.manifest["metrics"][f"data/preference_{split}_rows"] == len(pairs)
     assert stage.manifest["metrics"]["data/clean_duplicate"] == 1.0
-    vocabulary = (folder / "state" / "words.txt").read_text().split()
-    assert vocabulary == sorted({word for text in texts["train"] for word in demo.words(text)})
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert tokenizer.model_max_length == 48 and len(tokenizer) <= 320 and tokenizer.chat_template
 
@@ -82,7 +80,7 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     rows = [{"text": f"line {i} says\n\n\n\nsomething"} for i in range(100)] + [{"text": ""}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = Path(prepare.run(_config(tmp_path / "runs", source=str(source.parent), validation_share=0.3)))
-    assert sorted(path.name for path in (stage / "state").iterdir()) == ["text", "words.txt"]
+    assert sorted(path.name for path in (stage / "state").iterdir()) == ["text"]
     texts = [row["text"] for split in prepare.SPLITS for row in _rows(stage, "text", split)]
     assert sorted(texts) == sorted(f"line {i} says\n\nsomething" for i in range(100))
 
