@@ -31,6 +31,7 @@ ENVIRONMENT = {
     # the next: on CPUs a training step is up to 2.6 times as fast when it keeps them
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _GIB = 2**30

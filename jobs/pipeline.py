@@ -193,7 +193,7 @@ def _ask_once(config: ServeConfig, question: str, console: Console) -> None:
     serve.check(config)
     try:
         base_url = serve.start(config)
-        answer = serve.ask(base_url, config.name, question, max_tokens=32)
+        answer = serve.ask(base_url, config.name, question, max_tokens=32, temperature=1.0)
         console.print(f"{base_url}/completions: {question!r} -> {answer!r}", highlight=False, markup=False)
     finally:
         serve.stop()
