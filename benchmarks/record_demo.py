@@ -49,6 +49,8 @@ def largest(run: Path, name: str) -> float:
 
 def main(run: Path, command: str) -> None:
     summary = json.loads((run / "summary.json").read_text())
+    for stage in summary["stages"].values():
+        stage["directory"] = os.path.relpath(stage["directory"])
     date = time.strftime("%Y-%m-%d")
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     invariants = {
