@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from rayrlhf.errors import ConfigError, ResourceError
 
-# Off unless the user has set them: telemetry, and chatter of the actors on the driver's console.
+# Off unless the user has set them: telemetry, and chatter of the actors on the driver's console
+# (Ray keeps their logs, and the dashboard shows them).
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -32,6 +33,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _GIB = 2**30

@@ -50,6 +50,7 @@ class _Job(Generic[C]):
     check: Callable[[C], None]
     plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]]
     run: Callable[[C], Any]
+    parents: Callable[[C], dict[str, str]] | None
     cluster: bool
 
 
@@ -61,16 +62,18 @@ def main(
     run: Callable[[C], Any],
     argv: Sequence[str] | None = None,
     *,
+    parents: Callable[[C], dict[str, str]] | None = None,
     cluster: bool = True,
 ) -> int:
     """Runs the job `name` with `argv` (default: the process's arguments); returns the exit code.
 
     `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray
-    connected when `cluster` is true.
+    connected when `cluster` is true.  A job that makes the stage `name` gives its `parents`: it is
+    not run again where that stage is finished, and refused where one of other inputs is.
     """
     with _interruptible() as listen:
         try:
-            return _main(_Job(name, config_class, check, plan, run, cluster), argv, listen)
+            return _main(_Job(name, config_class, check, plan, run, parents, cluster), argv, listen)
         except KeyboardInterrupt:
             complain(f"{name}: interrupted; finished stages are kept", "stopped")
             return INTERRUPTED
@@ -167,6 +170,8 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     from cluster.layout import fits
 
     plans = _plan(job, config)
+    if job.parents is not None and _is_finished(job.name, config, job.parents(config)):
+        return 0
     if "RAY_ADDRESS" not in os.environ:
         for roles in plans.values():
             fits(roles, bring_up.planned_nodes())  # before a local cluster is started for nothing
@@ -182,6 +187,15 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _is_finished(name: str, config: Any, parents: dict[str, str]) -> bool:
+    from rayrlhf import lineage
+
+    found = lineage.check(config.run.stage(name), config.model_dump(mode="json"), parents)
+    if found.state == "finished" and found.stage is not None:
+        print(f"{name}: there already, made from the same inputs: {found.stage.path}")
+    return found.state == "finished"
 
 
 def _plan(job: _Job[C], config: C) -> dict[str, list[RolePlan]]:

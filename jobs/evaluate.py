@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rayrlhf.batches import Prompts
     from rayrlhf.evaluation.compare import Side
 
+ROLES = ("base", "reference", "reward", "rollout")
 SEED_OFFSET = 2_000_003  # other seeds than in training and in PPO's own evaluations
 SHOWN_SAMPLES = 5
 
@@ -124,7 +125,7 @@ def evaluation_layout(layout: LayoutConfig) -> LayoutConfig:
 
 def plan(config: EvaluateConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from cluster import layout, memory
+    from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
 
     models = {
@@ -133,9 +134,15 @@ def plan(config: EvaluateConfig) -> list[RolePlan]:
         "reward": config.reward_model,
         "base": config.base,
     }
-    sizes = {role: memory.parameters_in(model_folder(path)) for role, path in models.items()}
+    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in models.items()})
+
+
+def plan_for(config: EvaluateConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
+    """The plan for models of these sizes, by role."""
+    from cluster import layout, memory
+
     kv = config.rollout.kv_cache_gib
-    needs = {role: memory.estimate(role, size, kv_cache_gib=kv) for role, size in sizes.items()}
+    needs = {role: memory.estimate(role, size, kv_cache_gib=kv) for role, size in num_parameters.items()}
     return layout.plan(evaluation_layout(config.layout), needs)
 
 
@@ -149,10 +156,13 @@ async def _run(config: EvaluateConfig) -> str:
     from rayrlhf.checkpoint import StageWriter, model_folder
     from rayrlhf.data.prompt_stream import held_out_prompts
     from rayrlhf.evaluation.compare import compare, sample_rows
+    from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
 
-    writer = StageWriter(config.run.stage("evaluate"), step=0)
+    root, describe, made_from = config.run.stage("evaluate"), config.model_dump(mode="json"), parents(config)
+    claim(root, describe, made_from)
+    writer = StageWriter(root, step=0)
     tokenizer = load_tokenizer(model_folder(config.policy))
     source = DataConfig(
         train=config.prompts,
@@ -175,7 +185,7 @@ async def _run(config: EvaluateConfig) -> str:
     log.log(0, metrics)
     log.close()
     _show(metrics, rows)
-    return writer.finish("evaluate", config.model_dump(mode="json"), parents(config), metrics)
+    return writer.finish("evaluate", describe, made_from, metrics)
 
 
 async def _both_sides(
@@ -290,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from jobs import command
 
-    return command.main("evaluate", EvaluateConfig, check, plan, run, argv)
+    return command.main("evaluate", EvaluateConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

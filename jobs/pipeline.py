@@ -1,7 +1,7 @@
 """All stages as one job: prepare -> pretrain -> SFT -> reward model -> PPO -> evaluate -> one served answer.
 
-A stage that is there and was made from the same inputs is skipped; one that was cut off goes on (PPO)
-or starts again (the others).  One Ray connection serves all stages, and a stage that fails leaves the
+A stage that is there and was made from the same inputs is skipped; one that was cut off goes on from
+its newest checkpoint.  One Ray connection serves all stages, and a stage that fails leaves the
 finished ones as they are.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -31,16 +31,12 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "pretrain", "sft", "reward_model", "ppo", "evaluate")
 SUPERVISED = ("pretrain", "sft", "reward_model")
-RESUMABLE = ("ppo",)
 
 
 class PipelineConfig(Section):
     """Every stage's own configuration; what one takes from another is filled in where it is not given."""
 
     run: RunConfig = Field(description="the run all stages belong to")
-    when_changed: Literal["refuse", "replace"] = Field(
-        default="refuse", description="what to do with a finished stage that was made from other inputs"
-    )
     prepare: PrepareConfig = Field(description="raw text to tables and a tokenizer")
     pretrain: PretrainConfig = Field(description="the base model")
     sft: SFTConfig = Field(description="supervised fine-tuning")
@@ -121,7 +117,6 @@ def check(config: PipelineConfig) -> None:
 
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
-    from cluster import layout
     from cluster.memory import parameters_in
     from jobs.ppo import ROLES, plan_for
     from jobs.supervised import worker_plan
@@ -134,7 +129,8 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
         count = model.num_parameters(config.prepare.tokenizer.vocab_size)
     plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in SUPERVISED}
     plans["ppo"] = plan_for(config.ppo, dict.fromkeys(ROLES, count))
-    plans["evaluate"] = layout.plan(_job("evaluate").evaluation_layout(config.evaluate.layout))
+    evaluate = _job("evaluate")
+    plans["evaluate"] = evaluate.plan_for(config.evaluate, dict.fromkeys(evaluate.ROLES, count))
     if config.serve is not None:
         plans["serve"] = _job("serve").plan(config.serve)
     return plans
@@ -168,17 +164,13 @@ def _report(config: PipelineConfig, console: Console) -> None:
 
 
 def _stage(name: str, stage_config: Any, config: PipelineConfig, console: Console) -> None:
-    from rayrlhf.lineage import refuse, remove, standing
+    from rayrlhf import lineage
 
-    job, root = _job(name), config.run.stage(name)
-    found = standing(root, stage_config.model_dump(mode="json"), job.parents(stage_config))
+    job = _job(name)
+    found = lineage.check(config.run.stage(name), stage_config.model_dump(mode="json"), job.parents(stage_config))
     if found.state == "finished":
         console.print(f"{name}: there already, made from the same inputs; skipped", highlight=False)
         return
-    if found.state == "changed" and config.when_changed == "refuse":
-        raise refuse(root, found)
-    if found.state == "changed" or (found.state == "unfinished" and name not in RESUMABLE):
-        remove(root)
     console.rule(name)
     started = time.time()
     job.check(stage_config)

@@ -137,7 +137,7 @@ async def _run(config: PPOConfig) -> str:
     from rayrlhf.coordinator import PPO
     from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
     from rayrlhf.evaluation.gold import load_function
-    from rayrlhf.lineage import refuse, standing
+    from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop
@@ -145,15 +145,14 @@ async def _run(config: PPOConfig) -> str:
 
     console, root = Console(), config.run.stage("ppo")
     describe, made_from = config.model_dump(mode="json"), parents(config)
-    found = standing(root, describe, made_from)
-    if found.state == "changed":
-        raise refuse(root, found)
+    found = claim(root, describe, made_from)
+    done = found.stage.manifest["step"] if found.stage else -1
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts)
     placement = Placement.reserve(config.layout, config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
-    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo")
+    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
     try:
         roles = await _start(config, placement, groups, stopwatch)
         gold = load_function(config.gold) if config.gold else None
@@ -241,7 +240,7 @@ def _folders(config: PPOConfig) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     from jobs import command
 
-    return command.main("ppo", PPOConfig, check, plan, run, argv)
+    return command.main("ppo", PPOConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

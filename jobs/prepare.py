@@ -63,10 +63,13 @@ def plan(config: PrepareConfig) -> list[RolePlan]:
 def run(config: PrepareConfig) -> str:
     """Write the stage; returns its directory.  Ray is connected."""
     from rayrlhf.checkpoint import StageWriter
+    from rayrlhf.lineage import claim
 
-    writer = StageWriter(config.run.stage(KIND), step=0)
+    root, describe, made_from = config.run.stage(KIND), config.model_dump(mode="json"), parents(config)
+    claim(root, describe, made_from)
+    writer = StageWriter(root, step=0)
     metrics = _write(config, writer.model_dir, writer.state_dir)
-    return writer.finish(KIND, config.model_dump(mode="json"), parents=parents(config), metrics=metrics)
+    return writer.finish(KIND, describe, made_from, metrics)
 
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
@@ -146,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from jobs import command
 
-    return command.main(KIND, PrepareConfig, check, plan, run, argv)
+    return command.main(KIND, PrepareConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

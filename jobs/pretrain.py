@@ -91,7 +91,7 @@ def _folder(config: PretrainConfig) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main(KIND, PretrainConfig, check, plan, run, argv)
+    return command.main(KIND, PretrainConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

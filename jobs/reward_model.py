@@ -16,7 +16,7 @@ class RewardModelConfig(FineTuneConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("reward_model", RewardModelConfig, check, plan, run, argv)
+    return command.main("reward_model", RewardModelConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ something with authentication in front before opening it to others.
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 import sys
 import time
@@ -115,6 +117,7 @@ def start(config: ServeConfig) -> str:
     Returns the base URL, `http://HOST:PORT/v1`.  Raises RoleError when a replica cannot start,
     ResourceError when it is not up within `start_deadline_s`.
     """
+    _quiet()
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
@@ -128,6 +131,12 @@ def start(config: ServeConfig) -> str:
     serve.run_many([serve.RunTarget(app, name=APP_NAME)], wait_for_applications_running=False)
     _wait_until_running(config.start_deadline_s)
     return f"http://{config.host}:{config.port}/v1"
+
+
+def _quiet() -> None:
+    """vLLM and the HTTP client say on import and for every request what no user asked for."""
+    for name in ("vllm", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _wait_until_running(deadline_s: float) -> None:
@@ -189,10 +198,16 @@ def ask(
 
 
 def stop() -> None:
-    """Take the application and Serve's own actors down; the cluster stays."""
+    """Take the application down; Serve's own actors go too unless they serve other applications.
+
+    On a local cluster they are left to its end, which is next.
+    """
     from ray import serve
 
-    serve.shutdown()
+    if APP_NAME in serve.status().applications:
+        serve.delete(APP_NAME)
+    if os.environ.get("RAY_ADDRESS") and not serve.status().applications:
+        serve.shutdown()
 
 
 def run(config: ServeConfig) -> NoReturn:

@@ -16,7 +16,7 @@ class SFTConfig(FineTuneConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("sft", SFTConfig, check, plan, run, argv)
+    return command.main("sft", SFTConfig, check, plan, run, argv, parents=parents)
 
 
 if __name__ == "__main__":

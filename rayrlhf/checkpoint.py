@@ -99,29 +99,17 @@ class StageWriter:
             "metrics": metrics,
             "files": _inventory(self.path),
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=True)
         if not self.is_local:
             self._filesystem.put(self.path, f"{self._remote_root}/{self.name}", recursive=True)
         final = f"{self._remote_root}/{self.name}"
-        self._write(f"{final}/{MANIFEST}", text)
-        self._write(f"{self._remote_root}/latest", self.name)
+        _write(self._filesystem, f"{final}/{MANIFEST}", _json(manifest))
+        _write(self._filesystem, f"{self._remote_root}/latest", self.name)
         if is_best:
-            self._write(f"{self._remote_root}/best", self.name)
+            _write(self._filesystem, f"{self._remote_root}/best", self.name)
         self._prune(keep)
         if not self.is_local:
             shutil.rmtree(os.path.dirname(self.path))
         return f"{self.root}/{self.name}"
-
-    def _write(self, path: str, text: str) -> None:
-        """A local pointer is replaced in one step, so that no reader ever sees half of it."""
-        if not self.is_local:
-            self._filesystem.pipe_file(path, text.encode())
-            return
-        with open(path + ".part", "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(path + ".part", path)
 
     def _prune(self, keep: int) -> None:
         whole = sorted(p for p in _names(self._filesystem, self._remote_root) if p.startswith("step_"))
@@ -129,6 +117,22 @@ class StageWriter:
         for name in whole[:-keep]:
             if name != best and name != self.name:
                 self._filesystem.rm(f"{self._remote_root}/{name}", recursive=True)
+
+
+def make_final(root: str, step: int, seconds: float) -> str:
+    """Declare the whole checkpoint of `step` the stage's result: later ones, which are worse, are
+    removed and `latest` names it.  Returns its directory."""
+    filesystem, where = fsspec.core.url_to_fs(root.rstrip("/"))
+    name = f"step_{step:06d}"
+    # in this order: a kill in between leaves a stage that resumes from this step
+    _write(filesystem, f"{where}/latest", name)
+    for other in _names(filesystem, where):
+        if other.startswith("step_") and other > name:
+            filesystem.rm(f"{where}/{other}", recursive=True)
+    manifest = json.loads(filesystem.cat_file(f"{where}/{name}/{MANIFEST}"))
+    manifest |= {"is_final": True, "seconds": round(seconds, 3)}
+    _write(filesystem, f"{where}/{name}/{MANIFEST}", _json(manifest))
+    return f"{root.rstrip('/')}/{name}"
 
 
 def find_stage(path: str, kind: str | None = None) -> StageDir:
@@ -212,6 +216,22 @@ def stage_hash(path: str) -> str:
         return ""
     listing = sorted((name.removeprefix(where), entry["size"]) for name, entry in files.items())
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+def _json(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=True)
+
+
+def _write(filesystem: fsspec.AbstractFileSystem, path: str, text: str) -> None:
+    """A local file is replaced in one step, so that no reader ever sees half of it."""
+    if "file" not in _protocols(filesystem):
+        filesystem.pipe_file(path, text.encode())
+        return
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".part", path)
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -20,10 +20,11 @@ class MetricsLog:
     """Every value of a stage goes to `metrics.jsonl`, TensorBoard and `ray.util.metrics`.
 
     `directory` is the run's (`runs/NAME`).  The Ray gauges carry the tags run and stage, and are
-    there only where Ray is connected.
+    there only where Ray is connected.  Rows of `stage` after step `done`, left by a run that was cut
+    off or is being replaced, are dropped: each step stands in the file once.
     """
 
-    def __init__(self, directory: str, stage: str) -> None:
+    def __init__(self, directory: str, stage: str, done: int = -1) -> None:
         from tensorboardX import SummaryWriter
 
         filesystem, self.directory = fsspec.core.url_to_fs(directory)
@@ -31,11 +32,14 @@ class MetricsLog:
         self.is_local = "file" in filesystem.protocol
         self._filesystem = filesystem
         filesystem.makedirs(self.directory, exist_ok=True)
-        self._lines: list[str] = []
+        # object stores cannot append: there each stage has a file of its own, written anew with every line
+        self._path = f"{self.directory}/metrics{'' if self.is_local else '-' + stage}.jsonl"
+        self._lines = self._earlier(done)
         self._file: TextIO | None = None
         if self.is_local:
-            self._file = open(f"{self.directory}/metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = SummaryWriter(f"{directory.rstrip('/')}/tensorboard/{stage}", flush_secs=10)
+            self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        board = f"{directory.rstrip('/')}/tensorboard/{stage}"
+        self._board = SummaryWriter(board, flush_secs=10, purge_step=done + 1)
         self._gauges: dict[str, Any] = {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -53,13 +57,29 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
 
+    def _earlier(self, done: int) -> list[str]:
+        """The file's lines without those of this stage after step `done`; the file is cut to them."""
+        if not self._filesystem.exists(self._path):
+            return []
+        lines = self._filesystem.cat_file(self._path).decode().splitlines()
+        kept = [line for line in lines if not self._is_stale(line, done)]
+        if len(kept) < len(lines):
+            self._filesystem.pipe_file(self._path, "".join(line + "\n" for line in kept).encode())
+        return kept
+
+    def _is_stale(self, line: str, done: int) -> bool:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return True  # a line that a kill cut short
+        return bool(row["stage"] == self.stage and row["step"] > done)
+
     def _write(self, line: str) -> None:
         if self._file is not None:
             self._file.write(line + "\n")
             return
-        # object stores cannot append: the stage's own file is written anew
         self._lines.append(line)
-        self._filesystem.pipe_file(f"{self.directory}/metrics-{self.stage}.jsonl", "\n".join(self._lines).encode())
+        self._filesystem.pipe_file(self._path, "".join(line + "\n" for line in self._lines).encode())
 
     def _to_ray(self, metrics: dict[str, float]) -> None:
         import ray

@@ -1,5 +1,7 @@
 """Which run a job belongs to: its name, where its stages go, its seed."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from rayrlhf.config import Section
@@ -15,6 +17,9 @@ class RunConfig(Section):
         description="where runs live: a folder or an fsspec URI such as s3://bucket/runs",
     )
     seed: int = Field(default=0, ge=0, description="seeds weights, data order and sampling")
+    when_changed: Literal["refuse", "replace"] = Field(
+        default="refuse", description="what to do with a stage that is there and was made from other inputs"
+    )
 
     @property
     def directory(self) -> str:

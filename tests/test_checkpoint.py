@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from rayrlhf.checkpoint import StageWriter, find_stage, model_folder, stage_hash
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash
 from rayrlhf.errors import CheckpointError, ModelError
 
 
@@ -55,6 +55,21 @@ def test_a_torn_directory_is_refused(tmp_path, damage):
             file.truncate(3) if damage == "shorter" else file.write(b"W")
     with pytest.raises(CheckpointError, match="torn: state/optimizer.bin"):
         find_stage(path)
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_the_best_checkpoint_becomes_the_result(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("RAYRLHF_CACHE", str(tmp_path / "cache"))
+    root = f"{tmp_path}/run/sft" if kind == "local" else f"memory://final-{tmp_path.name}/sft"
+    for step in (1, 2, 3):
+        write(root, step, f"weights {step}", keep=5, is_best=step == 2, is_final=False)
+    assert not find_stage(root).manifest["is_final"]
+    assert make_final(root, 2, 12.5) == f"{root}/step_000002"
+    stage = find_stage(root)
+    assert (stage.manifest["step"], stage.manifest["is_final"], stage.manifest["seconds"]) == (2, True, 12.5)
+    assert open(f"{stage.model_dir}/config.json").read() == json.dumps({"text": "weights 2"})
+    with pytest.raises(CheckpointError):
+        find_stage(f"{root}/step_000003")
 
 
 def test_the_wrong_kind_is_refused(tmp_path):

@@ -23,7 +23,7 @@ class Words:
         return " ".join(f"w{t}" for t in tokens.tolist())
 
 
-def loop(fake: FakeRoles, run, steps: int, gold=None, **options) -> PPOLoop:
+def loop(fake: FakeRoles, run, steps: int, gold=None, done: int = -1, **options) -> PPOLoop:
     config = LoopConfig(steps=steps, rollout_batch=2, evaluate_every=2, save_every=1, keep=9, **options)
     stopwatch = Stopwatch()
     policy = stopwatch.timed(fake.policy, "policy")
@@ -37,7 +37,7 @@ def loop(fake: FakeRoles, run, steps: int, gold=None, **options) -> PPOLoop:
         config=config,
         prompts=lambda start: (prompts(2, first=2 * n) for n in range(start, steps)),
         evaluator=Evaluator(prompts(3), Words(), gold, seed=1),
-        log=MetricsLog(f"{run}", "ppo"),
+        log=MetricsLog(f"{run}", "ppo", done),
         stopwatch=stopwatch,
         stage_root=f"{run}/ppo",
         describe={"steps": steps},
@@ -76,7 +76,7 @@ def test_resumed_after_any_step_it_gives_the_numbers_of_the_undisturbed_run(tmp_
     for killed_after in (1, 3):
         run = tmp_path / f"killed-{killed_after}"
         asyncio.run(loop(FakeRoles(), run, killed_after).run(resume=False))
-        asyncio.run(loop(FakeRoles(), run, 4).run(resume=True))
+        asyncio.run(loop(FakeRoles(), run, 4, done=killed_after).run(resume=True))
         rows = rows_of(run)
         for step, row in whole.items():
             same = {k: v for k, v in row.items() if not k.startswith(("time", "perf"))}

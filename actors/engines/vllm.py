@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -33,6 +34,7 @@ class VLLMEngine:
         os.environ.update(_ENVIRONMENT)
         # it warns at every reload of layers that have nothing to load, such as rotary embeddings
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it speaks before it reads the variable
         from vllm import LLM
 
         self.version = 0

@@ -60,7 +60,10 @@ class TrainConfig(Section):
     )
     validation_rows: int = Field(default=512, ge=1, description="most validation rows of one validation")
     early_stopping: EarlyStopping | None = Field(default=None, description="stop early and keep the best weights")
-    keep: int = Field(default=2, ge=1, description="newest step directories to keep, beside the best")
+    save_every: int = Field(
+        default=500, ge=0, description="optimizer steps between checkpoints to resume from; 0: only at the end"
+    )
+    keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
     engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rayrlhf import lineage
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
@@ -33,6 +34,8 @@ def fit(
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
+    A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
+
     `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer).  Rows stay in
     Ray's object store; the driver only counts them.  Raises DataError when there are fewer rows
     than a minibatch, and what a worker raised.
@@ -41,6 +44,9 @@ def fit(
     from rayrlhf.training.supervised import Stage
 
     started = time.time()
+    found = lineage.claim(run.stage(name), config, parents)
+    if found.stage is not None and found.state == "finished":
+        return found.stage.path
     tokenizer = load_tokenizer(folder)
     rows = _rows(kind, data, train, tokenizer, run.seed)
     count = rows["train"].count()
@@ -61,6 +67,7 @@ def fit(
         total_steps=min(total, train.max_steps or total),
         config=config,
         parents={role: absolute(path) for role, path in parents.items()},
+        resume_from=found.stage.path if found.stage else None,
         started=started,
         is_terminal=sys.stdout.isatty(),
     )

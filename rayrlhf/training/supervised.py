@@ -1,23 +1,25 @@
 """The one supervised loop: pretraining, SFT and the reward model, in the workers of Ray Train.
 
 Every worker reads the same ordered stream of rows; of each minibatch it computes its own share
-(`microbatches`).  So the minibatches, and the numbers, are the same with any number of workers.
+(`microbatches`).  So the minibatches, and the numbers, are the same with any number of workers, and a
+run that was cut off goes on from its newest checkpoint by skipping the minibatches it has used.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rayrlhf.checkpoint import StageWriter
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final
 from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
@@ -53,6 +55,7 @@ class Stage:
     total_steps: int
     config: dict[str, Any]
     parents: dict[str, str]
+    resume_from: str | None  # step directory of the newest checkpoint
     started: float  # when the stage was called, for its seconds
     is_terminal: bool  # a progress bar in place of lines
 
@@ -67,46 +70,40 @@ class Supervised:
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
         self.engine = Engine(model, stage.train.engine, stage.total_steps)
-        self.best = _Best(stage.train.early_stopping)
-        self.writer: StageWriter | None = None  # of rank 0; unfinished until the stage ends
-        self.kept: tuple[int, dict[str, float]] = (0, {})  # step and metrics of the weights in `writer`
-        self.num_tokens = 0
+        self.progress = _Progress()
+        self.seconds_before = 0.0
+        if stage.resume_from:
+            self._load(stage.resume_from)
 
     def fit(self, train: Iterable[list[Row]], validation: list[Row]) -> str:
-        """Train over `train`'s minibatches; returns the finished stage directory ("" but on rank 0)."""
-        report = _Report(self.stage) if self.engine.rank == 0 else None
+        """Train over `train`'s minibatches from the first one on; returns the finished stage directory
+        ("" but on rank 0)."""
+        stopping, progress, total = self.train.early_stopping, self.progress, self.stage.total_steps
+        report = _Report(self.stage, progress.step) if self.engine.rank == 0 else None
+        path, metrics = "", dict[str, float]()
         try:
-            for step, rows, is_last in self._steps(train):
-                started = time.time()
-                metrics = self._step(rows)
-                metrics["time/step_s"] = time.time() - started
-                metrics["perf/tokens_per_s"] = sum(map(self.loss.tokens, rows)) / metrics["time/step_s"]
-                every = self.train.validate_every
-                if validation and (is_last or (every and step % every == 0)):
-                    metrics |= self._validate(validation)
-                    if self.best.offer(metrics):
-                        self._keep(step, metrics)
-                if report is not None:
-                    report.step(step, metrics)
-                if self.best.is_over:
+            for rows in islice(train, progress.step, total):
+                if stopping and progress.num_worse >= stopping.patience:
                     break
-            if not self.train.early_stopping:
-                self._keep(step, metrics)
-            return self._finish()
-        except BaseException:
-            self._discard()
-            raise
+                progress.step += 1
+                metrics, is_last, is_best = self._step(rows), progress.step == total, False
+                if validation and (is_last or _is_due(progress.step, self.train.validate_every)):
+                    metrics |= self._validate(validation)
+                    is_best = stopping is not None and progress.is_best(metrics, stopping)
+                is_final = is_last and not stopping
+                if is_best or is_final or _is_due(progress.step, self.train.save_every):
+                    path = self._save(metrics, is_best, is_final)
+                if report is not None:
+                    report.step(progress.step, metrics)
         finally:
             if report is not None:
                 report.close()
-
-    def _steps(self, minibatches: Iterable[list[Row]]) -> Iterator[tuple[int, list[Row], bool]]:
-        total = self.stage.total_steps
-        for step, rows in zip(range(1, total + 1), minibatches, strict=False):
-            yield step, rows, step == total
+        if stopping and self.engine.rank == 0:
+            path = make_final(self.stage.run.stage(self.stage.name), progress.best_step, self._seconds())
+        return path
 
     def _step(self, rows: list[Row]) -> dict[str, float]:
-        count = self._count(rows)
+        started, count = time.time(), self._count(rows)
 
         def loss_fn(numbers: torch.LongTensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             mine = [rows[n] for n in numbers]
@@ -115,8 +112,11 @@ class Supervised:
 
         metrics = self.engine.optimizer_step(self._shares_of(rows), loss_fn)
         metrics["loss/train"] = metrics.pop("loss")
-        self.num_tokens += sum(map(self.loss.tokens, rows))
-        metrics["data/tokens"] = float(self.num_tokens)
+        num_tokens = sum(map(self.loss.tokens, rows))
+        self.progress.num_tokens += num_tokens
+        metrics["data/tokens"] = float(self.progress.num_tokens)
+        metrics["time/step_s"] = time.time() - started
+        metrics["perf/tokens_per_s"] = num_tokens / metrics["time/step_s"]
         return metrics
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
@@ -139,74 +139,82 @@ class Supervised:
             )
         return count
 
-    def _keep(self, step: int, metrics: dict[str, float]) -> None:
-        """Write weights and state into a stage directory that `_finish` makes whole; drop the one before."""
-        self._discard()
-        paths = ["", ""]
+    def _save(self, metrics: dict[str, float], is_best: bool, is_final: bool) -> str:
+        """Write a checkpoint; returns its directory ("" but on rank 0)."""
+        writer, paths = None, ["", ""]
         if self.engine.rank == 0:
-            self.writer = StageWriter(self.stage.run.stage(self.stage.name), step)
-            paths = [self.writer.model_dir, self.writer.state_dir]
+            writer = StageWriter(self.stage.run.stage(self.stage.name), self.progress.step)
+            paths = [writer.model_dir, writer.state_dir]
         dist.broadcast_object_list(paths)
         self.engine.save_model(paths[0], self.tokenizer)
         self.engine.save_state(os.path.join(paths[1], "engine"))
-        self.kept = step, metrics
-
-    def _discard(self) -> None:
-        if self.writer is not None:
-            shutil.rmtree(self.writer.path, ignore_errors=True)
-            self.writer = None
-
-    def _finish(self) -> str:
-        writer, self.writer = self.writer, None
         if writer is None:
             return ""
+        with open(os.path.join(writer.state_dir, "progress.json"), "w", encoding="utf-8") as file:
+            json.dump(asdict(self.progress), file)
         return writer.finish(
             self.stage.name,
             self.stage.config,
             self.stage.parents,
-            self.kept[1],
-            is_best=self.train.early_stopping is not None,
+            metrics,
+            is_best=is_best,
+            is_final=is_final,
             keep=self.train.keep,
-            seconds=time.time() - self.stage.started,
+            seconds=self._seconds(),
         )
 
+    def _load(self, path: str) -> None:
+        checkpoint = find_stage(path)
+        self.engine.load_state(os.path.join(checkpoint.state_dir, "engine"))
+        with open(os.path.join(checkpoint.state_dir, "progress.json"), encoding="utf-8") as file:
+            self.progress = _Progress(**json.load(file))
+        self.seconds_before = checkpoint.manifest["seconds"]
 
-class _Best:
-    """The best validation so far, and when to stop waiting for a better one."""
+    def _seconds(self) -> float:
+        return self.seconds_before + time.time() - self.stage.started
 
-    def __init__(self, config: EarlyStopping | None) -> None:
-        self.config, self.value, self.num_worse = config, 0.0, -1
 
-    def offer(self, metrics: dict[str, float]) -> bool:
-        """Whether this validation is the best so far; False without early stopping."""
-        if self.config is None:
-            return False
-        if self.config.metric not in metrics:
+@dataclass
+class _Progress:
+    """Where the run is; saved with every checkpoint."""
+
+    step: int = 0
+    num_tokens: int = 0
+    best: float | None = None  # of the validation that early stopping looks at
+    best_step: int = 0
+    num_worse: int = 0  # validations since the best one
+
+    def is_best(self, metrics: dict[str, float], stopping: EarlyStopping) -> bool:
+        """Whether this validation is the best so far, which is then remembered."""
+        if stopping.metric not in metrics:
             known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
             raise ConfigError(
-                f"train.early_stopping.metric is {self.config.metric!r}, which no validation gives; there are {known}"
+                f"train.early_stopping.metric is {stopping.metric!r}, which no validation gives; there are {known}"
             )
-        value = metrics[self.config.metric] * (1 if self.config.goal == "max" else -1)
-        is_better = self.num_worse < 0 or value > self.value
-        self.value, self.num_worse = (value, 0) if is_better else (self.value, self.num_worse + 1)
-        return is_better
+        value = metrics[stopping.metric]
+        if self.best is None or (value > self.best if stopping.goal == "max" else value < self.best):
+            self.best, self.best_step, self.num_worse = value, self.step, 0
+            return True
+        self.num_worse += 1
+        return False
 
-    @property
-    def is_over(self) -> bool:
-        return self.config is not None and self.num_worse >= self.config.patience
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 class _Report:
     """Metrics files, and a console line a step (on a terminal: a bar)."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, done: int) -> None:
         self.name, self.total = stage.name, stage.total_steps
-        self.log = MetricsLog(stage.run.directory, stage.name)
+        self.log = MetricsLog(stage.run.directory, stage.name, done or -1)
         self.bar: Any = None
         if stage.is_terminal:
             from ray.experimental import tqdm_ray  # draws on the driver's terminal
 
             self.bar = tqdm_ray.tqdm(desc=stage.name, total=stage.total_steps)
+            self.bar.update(done)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         self.log.log(step, metrics)

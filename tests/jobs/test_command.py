@@ -15,7 +15,8 @@ from pydantic import Field
 from cluster import bring_up
 from cluster.layout import PoolPlan, RolePlan
 from jobs import cli, command
-from rayrlhf.config import Section
+from rayrlhf.checkpoint import StageWriter
+from rayrlhf.config import Section, load
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, RoleError
 from rayrlhf.run import RunConfig
 
@@ -84,7 +85,7 @@ def test_help_and_print_config_start_nothing(calls, capsys):
     assert job(calls, "--help") == 0
     assert "run.seed  (int)  = 0" in capsys.readouterr().out
     assert job(calls, "--print-config", "run.seed=3") == 0
-    assert capsys.readouterr().out == "run:\n  name: demo\n  root: runs\n  seed: 3\ncpus: 1.0\n"
+    assert capsys.readouterr().out == "run:\n  name: demo\n  root: runs\n  seed: 3\n  when_changed: refuse\ncpus: 1.0\n"
     assert calls == []
 
 
@@ -201,7 +202,8 @@ SLEEPER = """
 import sys, time
 from cluster import bring_up
 from jobs import command
-from rayrlhf.config import Section
+from rayrlhf.checkpoint import StageWriter
+from rayrlhf.config import Section, load
 
 def connect():
     import signal
@@ -287,3 +289,15 @@ def test_version_is_the_installed_one():
 def test_every_job_file_is_known():
     files = [path for path in (ROOT / "jobs").glob("*.py") if "\ndef main(" in path.read_text()]
     assert {path.stem for path in files} - {"cli", "command"} == set(cli.JOBS)
+
+
+def test_a_finished_stage_is_not_made_again(calls, tmp_path, capsys):
+    given = ["run.name=demo", f"run.root={tmp_path}"]
+    config = load(Config, None, given)
+    path = StageWriter(config.run.stage("job"), 1).finish("job", config.model_dump(mode="json"), {}, {})
+    assert job(calls, *given, parents=lambda config: {}) == 0
+    assert calls == [] and f"there already, made from the same inputs: {path}" in capsys.readouterr().out
+    assert job(calls, *given, "cpus=2", parents=lambda config: {}) == 2
+    assert calls == [] and "cpus: 1.0 -> 2.0" in capsys.readouterr().err
+    assert job(calls, *given, "cpus=2", "run.when_changed=replace", parents=lambda config: {}) == 0
+    assert calls == ["connect", "run demo", "disconnect"]

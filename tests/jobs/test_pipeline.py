@@ -91,7 +91,7 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     changed = "evaluate.num_prompts=32"
     refused = rayrlhf("pipeline", SHORT, *keys, changed)
     assert refused.returncode == 2
-    assert "num_prompts: 64 -> 32" in refused.stderr and "when_changed=replace" in refused.stderr
-    replaced = rayrlhf("pipeline", SHORT, *keys, changed, "when_changed=replace")
+    assert "num_prompts: 64 -> 32" in refused.stderr and "run.when_changed=replace" in refused.stderr
+    replaced = rayrlhf("pipeline", SHORT, *keys, changed, "run.when_changed=replace")
     assert replaced.returncode == 0, replaced.stderr[-3000:]
     assert replaced.stdout.count("skipped") == len(pipeline.STAGES) - 1

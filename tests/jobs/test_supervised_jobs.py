@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str,
 def test_sft_is_the_same_with_one_and_two_workers(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
-    shared = [tiny_model("llama"), files["completions"], "train.epochs=4", "train.validate_every=10"]
+    checkpoints = ["train.save_every=8", "train.keep=5"]
+    shared = [tiny_model("llama"), files["completions"], "train.epochs=4", "train.validate_every=10", *checkpoints]
     stages, logs = [], []
     for name, more in (("one", []), ("two", ["train.num_workers=2", "train.engine.zero_stage=2"])):
         stages.append(fine_tune(sft, sft.SFTConfig, tmp_path, name, *shared, *more))
@@ -65,8 +67,29 @@ def test_sft_is_the_same_with_one_and_two_workers(
     names = {"optim/lr", "optim/grad_norm", "perf/tokens_per_s", "time/step_s", "data/tokens"}
     assert names <= one[0].keys()
     weights = [find_stage(stage, "sft").model_dir for stage in stages]
+    resumes_exactly(tmp_path, shared)
     assert find_stage(stages[0]).manifest["metrics"]["eval/loss"] == one[-1]["eval/loss"]
     compare(*weights, tolerance=1e-3)
+
+
+def resumes_exactly(root: Path, shared: list[str]) -> None:
+    """Take the run "two" back to where a kill after step 18 would have left it, and let it go on."""
+    stage, more = root / "two" / "sft", ["train.num_workers=2", "train.engine.zero_stage=2"]
+    assert sorted(p.name for p in stage.glob("step_*")) == ["step_000008", "step_000016", "step_000020"]
+    before, weights = logged(root, "two"), weights_of(str(stage))
+    shutil.rmtree(stage / "step_000020")
+    (stage / "latest").write_text("step_000016")
+    (root / "two" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before[:18]))
+    fine_tune(sft, sft.SFTConfig, root, "two", *shared, *more)
+    after = logged(root, "two")
+    assert [row["step"] for row in after] == list(range(1, 21))
+    assert [row["time_s"] for row in after[:16]] == [row["time_s"] for row in before[:16]]
+    for name in ("loss/train", "optim/grad_norm", "optim/lr", "data/tokens"):
+        assert [row[name] for row in after] == [row[name] for row in before]
+    again = weights_of(str(stage))
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    manifest = find_stage(str(stage)).manifest
+    assert manifest["is_final"] and manifest["metrics"]["eval/loss"] == before[-1]["eval/loss"]
 
 
 def compare(first: str, second: str, tolerance: float) -> None:
@@ -85,7 +108,7 @@ def test_any_causal_lm_becomes_sft_and_reward_model(
 ) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    stage = fine_tune(sft, sft.SFTConfig, tmp_path, "run", tiny_model(kind), files["completions"])
+    sft_stage = fine_tune(sft, sft.SFTConfig, tmp_path, "run", tiny_model(kind), files["completions"])
     losses = [row["loss/train"] for row in logged(tmp_path, "run")]
     assert len(losses) == 5 and losses[-1] < losses[0]
 
@@ -93,7 +116,7 @@ def test_any_causal_lm_becomes_sft_and_reward_model(
     stopping = [f"train.early_stopping.{key}" for key in early]
     more = ["train.epochs=40", "train.validate_every=5", "train.engine.zero_stage=3", *stopping]
     cls = reward_model.RewardModelConfig
-    stage = fine_tune(reward_model, cls, tmp_path, "run", stage, files["pairs"], *more)
+    stage = fine_tune(reward_model, cls, tmp_path, "run", sft_stage, files["pairs"], *more)
     rows = [row for row in logged(tmp_path, "run") if row["stage"] == "reward_model"]
     found = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
     assert max(found) >= 0.95
@@ -105,10 +128,23 @@ def test_any_causal_lm_becomes_sft_and_reward_model(
     root = tmp_path / "run" / "reward_model"
     assert (root / "best").read_text() == f"step_{5 * (best + 1):06d}"
     assert [path.name for path in root.glob("step_*")] == [(root / "best").read_text()]
+    stops_again(root, rows, lambda: fine_tune(reward_model, cls, tmp_path, "run", sft_stage, files["pairs"], *more))
     parents = find_stage(stage, "reward_model").manifest["parents"]
     assert parents["model"]["hash"] and parents["data"]["path"] == files["pairs"]
     model = AutoModelForSequenceClassification.from_pretrained(find_stage(stage).model_dir)
     assert model.config.num_labels == 1
+
+
+def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) -> None:
+    """A run cut off after its best validation waits as long as before, and ends with the same step."""
+    manifest = root / (root / "best").read_text() / "stage.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"is_final": true', '"is_final": false'))
+    assert run() == str(manifest.parent) and json.loads(manifest.read_text())["is_final"]
+    again = [row for row in logged(root.parent.parent, root.parent.name) if row["stage"] == root.name]
+    assert [row["loss/train"] for row in again] == [row["loss/train"] for row in rows]
+    stamp = manifest.stat().st_mtime_ns
+    assert run() == str(manifest.parent) and manifest.stat().st_mtime_ns == stamp, "what is finished is left alone"
 
 
 @pytest.mark.usefixtures("ray_local")
