@@ -136,18 +136,21 @@ class Engine:
                 "engine.precision=float32"
             )
 
-    def save_state(self, directory: str) -> None:
-        """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it)."""
+    def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
+        """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
+        and `extra`, the caller's own."""
         os.makedirs(directory, exist_ok=True)
-        self._engine.save_checkpoint(directory, tag=_TAG, client_state={"step": self.step}, save_latest=False)
+        self._engine.save_checkpoint(
+            directory, tag=_TAG, client_state={"step": self.step, "extra": extra or {}}, save_latest=False
+        )
         rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         torch.save(rng, self._rng_path(directory))
         dist.barrier()
 
-    def load_state(self, directory: str) -> None:
-        """Continue from `save_state`, weights included; the same number of ranks and ZeRO stage.
+    def load_state(self, directory: str) -> dict[str, Any]:
+        """Continue from `save_state`, weights included; the same number of ranks and ZeRO stage.  Returns `extra`.
 
         The files are pickles: load only what this project wrote.  Raises CheckpointError.
         """
@@ -165,6 +168,7 @@ class Engine:
         random.setstate(rng["python"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self.device)
+        return dict(client["extra"])
 
     def _rng_path(self, directory: str) -> str:
         return os.path.join(directory, f"rng_rank{self.rank}_of_{self.world_size}.pt")

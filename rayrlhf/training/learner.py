@@ -70,8 +70,15 @@ class Learner:
     def save(self, model_directory: str, state_directory: str) -> None:
         """The model as a Hugging Face folder (by rank 0), the engine's state (by every rank)."""
         self.engine.save_model(model_directory, self.tokenizer)
-        self.engine.save_state(os.path.join(state_directory, self.role))
+        self.engine.save_state(os.path.join(state_directory, self.role), self.state())
 
     def load(self, state_directory: str) -> None:
-        """Weights, optimizer, schedule and RNG as `save` left them.  Raises CheckpointError."""
-        self.engine.load_state(os.path.join(state_directory, self.role))
+        """Weights, optimizer, schedule, RNG and `state` as `save` left them.  Raises CheckpointError."""
+        self.load_own_state(self.engine.load_state(os.path.join(state_directory, self.role)))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside the engine's."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restore `state()`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from rayrlhf.algorithms.entropy_control import EntropyControl
 from rayrlhf.algorithms.logprobs import token_logprobs_and_entropy
 from rayrlhf.algorithms.masking import masked_sum
 from rayrlhf.algorithms.ppo_loss import policy_loss
@@ -41,6 +44,7 @@ class PolicyLearner(Learner):
         engine = Engine(load_causal_lm(folder), config.engine, total_steps)
         super().__init__(engine, load_tokenizer(folder), config, seed)
         self.config, self.temperature = config, temperature
+        self.entropy_control = EntropyControl(config.entropy.coefficient, config.entropy.target, config.entropy.rate)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """log_softmax(logits / temperature) of each response token, f32 `[B, T]`, 0 elsewhere; the
@@ -54,14 +58,23 @@ class PolicyLearner(Learner):
         rounding, as no weight has moved since the batch's log-probs were computed.
         """
         steps = self.learn(batch, step, self._piece_loss)
-        first = steps[0][1]["policy/ratio_dev_max"]
-        return self.averages(steps, _NAMES) | {"policy/first_ratio_max_dev": first}
+        metrics = self.averages(steps, _NAMES)
+        metrics["policy/first_ratio_max_dev"] = steps[0][1]["policy/ratio_dev_max"]
+        metrics["policy/entropy_coefficient"] = self.entropy_control.coefficient
+        self.entropy_control.update(metrics["objective/entropy"])
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        return {"entropy_control": self.entropy_control.state_dict()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.entropy_control.load_state_dict(state["entropy_control"])
 
     def _piece_loss(self, part: PolicyBatch, num_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         config, mask = self.config, part.response_mask
         logits = causal_logits(self.engine.module, part.tokens, part.lengths)
-        has_bonus = config.entropy_coefficient > 0
-        logprobs, entropies = token_logprobs_and_entropy(logits, part.tokens, self.temperature, entropy_grad=has_bonus)
+        bonus = self.entropy_control.coefficient
+        logprobs, entropies = token_logprobs_and_entropy(logits, part.tokens, self.temperature, entropy_grad=bonus > 0)
         loss, stats = policy_loss(
             logprobs, part.logprobs, part.advantages, mask, config.clip_low, config.clip_high, num_tokens
         )
@@ -71,4 +84,4 @@ class PolicyLearner(Learner):
             "objective/entropy": entropy.detach(),
             "policy/ratio_dev_max": deviation.max() if len(deviation) else deviation.new_zeros(()),
         }
-        return loss - config.entropy_coefficient * entropy, stats
+        return loss - bonus * entropy, stats

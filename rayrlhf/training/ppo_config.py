@@ -23,12 +23,24 @@ class UpdateConfig(Section):
         return rl_steps * self.epochs * -(-rollout_batch // self.minibatch)
 
 
+class EntropyConfig(Section):
+    """The entropy bonus of the policy's loss."""
+
+    coefficient: float = Field(default=0.0, ge=0, description="its (first) weight")
+    target: float | None = Field(
+        default=None, gt=0, description="adapt the weight to hold this entropy, in nats a token; null: fixed"
+    )
+    rate: float = Field(
+        default=0.005, gt=0, description="with a target, how much the weight moves an RL step and nat of difference"
+    )
+
+
 class PolicyUpdateConfig(UpdateConfig):
     """The policy's update: PPO's clipped loss (Schulman et al. 2017, eq. 7)."""
 
     clip_low: float = Field(default=0.2, ge=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, ge=0, description="the ratio is clipped above 1 + clip_high")
-    entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    entropy: EntropyConfig = Field(default_factory=EntropyConfig, description="the entropy bonus")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="optimizer and partitioning")
 
 

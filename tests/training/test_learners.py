@@ -87,7 +87,7 @@ def test_one_policy_step_equals_plain_sgd_on_the_whole_minibatch(tiny_model):
         epochs=1,
         minibatch=7,
         microbatch_tokens=40,
-        entropy_coefficient=0.05,
+        entropy={"coefficient": 0.05},
         clip_low=0.1,
         clip_high=0.3,
     )
@@ -234,3 +234,21 @@ def test_the_learning_rate_spans_the_run():
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer"):
         make_policy(str(tmp_path))
+
+
+def test_an_entropy_target_moves_the_bonus_and_is_resumed(tiny_model, tmp_path):
+    folder, rollouts = tiny_model("llama"), random_rollouts()
+    entropy = {"coefficient": 0.05, "target": 9.0, "rate": 0.01}
+    learner = make_policy(folder, entropy=entropy)
+    batch = policy_batch(rollouts, learner.logprobs(rollouts))
+    first, second = (learner.update(batch, step) for step in (1, 2))
+    assert first["policy/entropy_coefficient"] == 0.05
+    expected = 0.05 + 0.01 * (9.0 - first["objective/entropy"])
+    assert second["policy/entropy_coefficient"] == pytest.approx(expected) != 0.05
+    learner.save(str(tmp_path / "model"), str(tmp_path))
+
+    resumed = make_policy(folder, entropy=entropy)
+    resumed.load(str(tmp_path))
+    old = resumed.logprobs(rollouts)
+    third = [each.update(policy_batch(rollouts, old), 3) for each in (learner, resumed)]
+    assert third[0] == third[1] and third[0]["policy/entropy_coefficient"] > expected
