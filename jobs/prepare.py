@@ -92,8 +92,8 @@ def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, f
                 )
             metrics[f"data/{kind}_{split}_rows"] = float(count)
             print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
-    texts = _training_texts(os.path.join(state_dir, "text", "train"))
-    made = tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.model_max_length)
+    texts = partial(_training_texts, os.path.join(state_dir, "text", "train"))
+    made = tokenizer.train(texts, config.tokenizer)
     made.save_pretrained(model_dir)
     return metrics | {"data/vocab_size": float(len(made))}
 

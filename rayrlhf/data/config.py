@@ -72,7 +72,23 @@ class SnippetsConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The byte-level BPE trained on the training texts."""
+    """The tokenizer trained on the training texts."""
 
-    vocab_size: int = Field(default=8192, ge=260, description="tokens in all: 3 special, 256 bytes, merges")
+    kind: Literal["bpe", "words"] = Field(
+        default="bpe", description="byte-level BPE; or whole words, and pieces for the rare ones (for few texts)"
+    )
+    vocab_size: int = Field(default=8192, ge=260, description="most tokens in all: 3 special, 256 bytes, merges, words")
+    num_pieces: int = Field(
+        default=400, ge=259, description="kind=words: tokens that are no words: 3 special, 256 bytes, merges"
+    )
+    min_count: int = Field(default=2, ge=1, description="kind=words: rarer words are spelled in pieces")
     model_max_length: int = Field(default=256, ge=8, description="longest input it announces, in tokens")
+
+    @model_validator(mode="after")
+    def _room_for_words(self) -> "TokenizerConfig":
+        if self.kind == "words" and self.num_pieces >= self.vocab_size:
+            raise ValueError(
+                f"num_pieces={self.num_pieces} leaves no room for words in vocab_size={self.vocab_size}: "
+                "raise vocab_size or lower num_pieces"
+            )
+        return self

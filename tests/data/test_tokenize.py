@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from rayrlhf.data import templates, tokenizer
+from rayrlhf.data.config import TokenizerConfig
 from rayrlhf.data.tokenize import encode_batch, encoded
 from rayrlhf.errors import ModelError
 
@@ -96,11 +97,13 @@ def test_through_ray_rows_keep_their_order(ray_local: None, tok: Any) -> None:
     assert [len(row["input_ids"]) for row in ds.take_all()] == list(range(2, 21))
 
 
-def test_the_trained_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+def test_the_trained_tokenizer(kind: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     texts = ["the cat sat on the mat", "the dog's café - 9 ½ weeks"] * 20
-    made = tokenizer.train([texts[:20], texts[20:]], vocab_size=300, model_max_length=64)
+    config = TokenizerConfig(kind=kind, vocab_size=300, num_pieces=270, model_max_length=64)
+    made = tokenizer.train(lambda: [texts[:20], texts[20:]], config)
     made.save_pretrained(tmp_path)
     back = AutoTokenizer.from_pretrained(tmp_path)
     assert (back.pad_token_id, back.bos_token_id, back.eos_token_id) == (0, 1, 2)
@@ -118,7 +121,30 @@ def test_the_trained_tokenizer(tmp_path: Path) -> None:
     )
 
 
-def test_training_twice_gives_the_same_tokenizer() -> None:
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+def test_training_twice_gives_the_same_tokenizer(kind: Any) -> None:
     texts = [f"some word{i % 7} and other{i % 11} things" for i in range(100)]
-    made = [tokenizer.train([rows], 400, 64).backend_tokenizer.to_str() for rows in (texts, texts[::-1])]
-    assert made[0] == made[1]
+    config = TokenizerConfig(kind=kind, vocab_size=400, num_pieces=300)
+
+    def made(rows: list[str]) -> Any:
+        return tokenizer.train(lambda: iter([rows]), config).backend_tokenizer.to_str()
+
+    assert made(texts) == made(texts[::-1])
+
+
+def test_frequent_words_are_whole_and_rare_ones_in_pieces() -> None:
+    texts = ["a splendid film"] * 3 + ["a gruesome film", "the splendid one", "the end"]
+    config = TokenizerConfig(kind="words", vocab_size=1000, num_pieces=259, min_count=3)
+    made = tokenizer.train(lambda: [texts], config)
+    assert made.tokenize("a splendid film") == ["a", "Ġsplendid", "Ġfilm"]
+    assert made.tokenize("film gruesome") == [*"film", *"Ġgruesome"], (
+        "a word after a space is another one"
+    )
+    assert len(made) == 259 + 2, "Ġsplendid and Ġfilm; a is a byte already, the others occur less than 3 times"
+    assert len(tokenizer.train(lambda: [texts], config.model_copy(update={"min_count": 1, "vocab_size": 262}))) == 262
+    assert made.decode(made("x" * 500)["input_ids"], skip_special_tokens=True) == "x" * 500
+
+
+def test_words_need_room() -> None:
+    with pytest.raises(ValueError, match="num_pieces=400 leaves no room for words in vocab_size=400"):
+        TokenizerConfig(kind="words", vocab_size=400)
