@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from actors import calls
-from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, Values
+from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, TextBatch, Values
 from rayrlhf.roles import Metrics
 
 
@@ -125,8 +125,10 @@ class PolicyGroup(RankGroup):
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
         return await self.together("logprobs", ray.put(rollouts))
 
-    async def update(self, batch: PolicyBatch, step: int) -> Metrics:
-        return await self.together("update", ray.put(batch), step)
+    async def update(
+        self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
+    ) -> Metrics:
+        return await self.together("update", ray.put(batch), step, kl_coefficient, texts)
 
 
 class CriticGroup(RankGroup):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actors.ranks import EngineRank
 from actors.weight_sync import Bucket, put
-from rayrlhf.batches import PolicyBatch, Rollouts
+from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
 from rayrlhf.roles import Metrics
 from rayrlhf.training.policy_learner import PolicyLearner
 
@@ -25,8 +25,10 @@ class PolicyRank(EngineRank):
     def logprobs(self, rollouts: Rollouts) -> Tensor | None:
         return self.answer(self.learner.logprobs(rollouts))
 
-    def update(self, batch: PolicyBatch, step: int) -> Metrics | None:
-        return self.answer(self.learner.update(batch, step))
+    def update(
+        self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
+    ) -> Metrics | None:
+        return self.answer(self.learner.update(batch, step, kl_coefficient, texts))
 
     def save(self, directory: str) -> None:
         """The model to `directory/model`, every rank's engine state to `directory/state/policy`."""

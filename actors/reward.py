@@ -5,18 +5,24 @@ from __future__ import annotations
 import torch
 
 from rayrlhf.batches import Rollouts, Scores
+from rayrlhf.reward_sources.function import FunctionReward
 from rayrlhf.reward_sources.model import RewardModel
 
 
 class RewardReplica:
     """Stateless but for its frozen model."""
 
-    def start(self, folder: str, forward_tokens: int, threads: int) -> None:
-        """`folder`: a reward model's checkpoint.  `forward_tokens`: padded tokens of one pass.
-        Raises ModelError."""
+    source: RewardModel | FunctionReward
+
+    def start(self, folder: str, forward_tokens: int, threads: int, function: str | None = None) -> None:
+        """`folder`: a reward model's checkpoint; with a `function`, `module:function`, whose tokenizer
+        decodes.  `forward_tokens`: padded tokens of one pass.  Raises ModelError, ConfigError."""
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.source = RewardModel(folder, forward_tokens, device)
+        if function is None:
+            self.source = RewardModel(folder, forward_tokens, device)
+        else:
+            self.source = FunctionReward(function, folder)
 
     def scores(self, rollouts: Rollouts) -> Scores:
-        return self.source.scores(rollouts.tokens, rollouts.lengths)
+        return self.source.scores(rollouts)

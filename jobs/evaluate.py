@@ -74,8 +74,8 @@ def check(config: EvaluateConfig) -> None:
     from jobs.generate import architecture, check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.evaluation.gold import load_function
     from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
     folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
@@ -241,8 +241,8 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
 
 async def _side(config: EvaluateConfig, groups: dict[str, Any], prompts: Prompts, tokenizer: Any) -> Side:
     from rayrlhf.evaluation.compare import Side
-    from rayrlhf.evaluation.gold import load_function
-    from rayrlhf.ppo_loop import texts_of
+    from rayrlhf.rollout_texts import texts_of
+    from rayrlhf.score_function import load_function
 
     rollouts = await groups["rollout"].generate(prompts, config.run.seed + SEED_OFFSET)
     reference, base, scores = await asyncio.gather(

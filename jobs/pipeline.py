@@ -118,7 +118,7 @@ def check(config: PipelineConfig) -> None:
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
     from cluster.memory import parameters_in
-    from jobs.ppo import ROLES, plan_for
+    from jobs.ppo import plan_for
     from jobs.supervised import worker_plan
     from rayrlhf.checkpoint import model_folder
 
@@ -128,7 +128,7 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     else:
         count = model.num_parameters(config.prepare.tokenizer.vocab_size)
     plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in SUPERVISED}
-    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(ROLES, count))
+    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(config.ppo.roles, count))
     evaluate = _job("evaluate")
     plans["evaluate"] = evaluate.plan_for(config.evaluate, dict.fromkeys(evaluate.ROLES, count))
     if config.serve is not None:

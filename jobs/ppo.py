@@ -1,4 +1,5 @@
-"""`rayrlhf ppo`: reinforcement learning from a reward model with PPO, on Ray actors.
+"""`rayrlhf ppo`: reinforcement learning from a reward model or function, with PPO, GRPO, RLOO or
+REINFORCE++, on Ray actors.
 
 This file only puts the parts together: the step is rayrlhf/coordinator.py, the loop around it
 rayrlhf/ppo_loop.py, the actors are in actors/.
@@ -10,7 +11,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actors.config import RolloutConfig, SamplingConfig, check_lengths
 from cluster.config import LayoutConfig
@@ -19,11 +20,14 @@ from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import ConfigError
 from rayrlhf.ppo_config import AlgorithmConfig, LoopConfig
 from rayrlhf.run import RunConfig
-from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig
+from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cluster.layout import RolePlan
     from cluster.placement import Placement
+    from rayrlhf.batches import TextBatch
     from rayrlhf.coordinator import Roles
 
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
@@ -35,9 +39,16 @@ class PPOConfig(Section):
 
     run: RunConfig = Field(description="the run this stage belongs to")
     policy_model: str = Field(description="where the policy starts: the SFT stage, or a Hugging Face folder")
-    reward_model: str = Field(description="the reward model: its stage, or a sequence-classification folder")
+    reward_model: str | None = Field(
+        default=None, description="the reward model: its stage, or a sequence-classification folder"
+    )
+    reward_function: str | None = Field(
+        default=None, description="in its place: module:function(prompts, responses) -> a score each"
+    )
     reference_model: str | None = Field(default=None, description="what the KL is measured against; null: policy_model")
-    critic_model: str | None = Field(default=None, description="where the critic starts; null: reward_model")
+    critic_model: str | None = Field(
+        default=None, description="where the critic starts; null: reward_model, or policy_model without one"
+    )
     prompts: DataConfig = Field(description="prompts to train on, and held-out ones to evaluate on")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="how responses are sampled")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="the engine that samples")
@@ -54,14 +65,47 @@ class PPOConfig(Section):
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later than this has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have actors."""
+        return ROLES if self.algorithm.has_critic else tuple(role for role in ROLES if role != "critic")
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Of the policy's loss."""
+        own: dict[str, Normaliser] = {"grpo": "sequence_mean", "dr_grpo": "constant"}
+        return self.policy.normaliser or own.get(self.algorithm.estimator, "tokens")
+
+    @model_validator(mode="after")
+    def _one_source_of_scores(self) -> PPOConfig:
+        if (self.reward_model is None) == (self.reward_function is None):
+            raise ValueError("scores come from one source: set reward_model or reward_function, not both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _no_critic_no_critic_keys(self) -> PPOConfig:
+        if not self.algorithm.has_critic and (self.critic_model or self.loop.critic_warmup_steps):
+            raise ValueError(
+                f"algorithm.estimator={self.algorithm.estimator} has no critic: leave critic_model and "
+                "loop.critic_warmup_steps out"
+            )
+        if self.policy.normaliser_constant is not None and self.normaliser != "constant":
+            raise ValueError(
+                f"policy.normaliser_constant has no effect with policy.normaliser={self.normaliser}: leave it out"
+            )
+        return self
+
 
 def parents(config: PPOConfig) -> dict[str, str]:
     """What this stage is made from."""
     found = {
         "policy": config.policy_model,
-        "reward_model": config.reward_model,
         "prompts": config.prompts.train,
     }
+    if config.reward_model:
+        found["reward_model"] = config.reward_model
+    if config.policy.pretraining:
+        found["pretraining"] = config.policy.pretraining.data.train
     if config.reference_model:
         found["reference"] = config.reference_model
     if config.critic_model:
@@ -75,12 +119,15 @@ def check(config: PPOConfig) -> None:
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
     from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
-    missing = [role for role in ROLES if role not in config.layout.roles]
+    missing = [role for role in config.roles if role not in config.layout.roles]
     if missing:
-        raise ConfigError(f"layout.roles has no {', '.join(missing)}; PPO needs {', '.join(ROLES)}")
+        raise ConfigError(f"layout.roles has no {', '.join(missing)}; needed are {', '.join(config.roles)}")
     check_batches(config)
+    if config.reward_function:
+        load_function(config.reward_function, "reward_function")
     contexts = [check_folder(model_folder(path)) for path in _folders(config).values()]
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
@@ -89,11 +136,25 @@ def check(config: PPOConfig) -> None:
     if config.prompts.validation is None:
         raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
     sources.check(config.prompts.validation, config.prompts.format, "prompts")
+    if config.policy.pretraining:
+        data = config.policy.pretraining.data
+        sources.check(data.train, data.format, "text")
+        if data.max_tokens > config.policy.microbatch_tokens:
+            raise ConfigError(
+                f"policy.pretraining.data.max_tokens={data.max_tokens} does not fit policy.microbatch_tokens="
+                f"{config.policy.microbatch_tokens}: lower one or raise the other"
+            )
     plan(config)
 
 
 def check_batches(config: PPOConfig) -> None:
-    """The rollout batch divides into whole minibatches; ConfigError otherwise."""
+    """The rollout batch divides into whole minibatches and groups; ConfigError otherwise."""
+    group_size = config.algorithm.group_size
+    if config.loop.rollout_batch % group_size:
+        raise ConfigError(
+            f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of algorithm.group_size={group_size}, "
+            "the samples of a prompt; set one of them"
+        )
     for name, update in (("policy", config.policy), ("critic", config.critic)):
         if config.loop.rollout_batch % update.minibatch:
             raise ConfigError(
@@ -121,7 +182,14 @@ def plan_for(config: PPOConfig, num_parameters: dict[str, int]) -> list[RolePlan
         )
         for role, count in num_parameters.items()
     }
-    return layout.plan(config.layout, needs)
+    return layout.plan(_layout(config), needs)
+
+
+def _layout(config: PPOConfig) -> LayoutConfig:
+    """The layout of the roles that have actors."""
+    roles = {name: role for name, role in config.layout.roles.items() if name in config.roles}
+    pools = {role.pool: config.layout.pools[role.pool] for role in roles.values()}
+    return LayoutConfig(base=None, pools=pools, roles=roles)
 
 
 def run(config: PPOConfig) -> str:
@@ -136,11 +204,11 @@ async def _run(config: PPOConfig) -> str:
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
     from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
-    from rayrlhf.evaluation.gold import load_function
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop
+    from rayrlhf.score_function import load_function
     from rayrlhf.timing import Stopwatch
 
     console, root = Console(), config.run.stage("ppo")
@@ -150,17 +218,17 @@ async def _run(config: PPOConfig) -> str:
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts)
-    placement = Placement.reserve(config.layout, config.start_deadline_s, say=console.print)
+    placement = Placement.reserve(_layout(config), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
     try:
-        roles = await _start(config, placement, groups, stopwatch)
+        roles = await _start(config, placement, groups, stopwatch, _texts(config, tokenizer, max(done, 0)))
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
             config=loop,
             prompts=lambda done: training_prompts(
-                config.prompts, tokenizer, loop.rollout_batch, loop.steps, seed, skip=done
+                config.prompts, tokenizer, loop.rollout_batch, loop.steps, seed, done, config.algorithm.group_size
             ),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
@@ -177,16 +245,35 @@ async def _run(config: PPOConfig) -> str:
         log.close()
 
 
-async def _start(config: PPOConfig, placement: Placement, groups: dict[str, Any], stopwatch: Any) -> Roles:
+def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Iterator[TextBatch] | None:
+    """The batches of a pretraining mix from RL step `done` + 1 on."""
+    from rayrlhf.data.prompt_stream import text_batches
+
+    mix = config.policy.pretraining
+    if mix is None:
+        return None
+    return text_batches(mix.data, tokenizer, mix.rows, config.loop.steps, config.run.seed, skip=done)
+
+
+async def _start(
+    config: PPOConfig,
+    placement: Placement,
+    groups: dict[str, Any],
+    stopwatch: Any,
+    texts: Iterator[TextBatch] | None,
+) -> Roles:
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
     from actors import critic, group, policy, reference, reward, rollout
     from actors.weight_sync import Publisher
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import Roles
+    from rayrlhf.estimators import NoCritic
+    from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
+    algorithm = config.algorithm
     temperature, seed, deadline = config.sampling.temperature, config.run.seed, config.call_deadline_s
-    threads = {role: config.layout.roles[role].threads for role in ROLES}
+    threads = {role: config.layout.roles[role].threads for role in config.roles}
 
     def learner(role: str, update: PolicyUpdateConfig | CriticUpdateConfig) -> dict[str, Any]:
         steps = update.optimizer_steps(config.loop.steps, config.loop.rollout_batch)
@@ -202,9 +289,16 @@ async def _start(config: PPOConfig, placement: Placement, groups: dict[str, Any]
         group.PolicyGroup,
         "policy",
         policy.PolicyRank,
-        learner("policy", config.policy) | {"temperature": temperature},
+        learner("policy", config.policy)
+        | {
+            "temperature": temperature,
+            "normaliser": config.normaliser,
+            "normaliser_constant": config.policy.normaliser_constant or float(config.sampling.max_new_tokens),
+            "kl_kind": algorithm.kl_kind,
+        },
     )
-    make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
+    if algorithm.has_critic:
+        make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
     frozen = {"forward_tokens": config.policy.forward_tokens}
     make(
         group.ReferenceGroup,
@@ -216,25 +310,33 @@ async def _start(config: PPOConfig, placement: Placement, groups: dict[str, Any]
         group.RewardGroup,
         "reward",
         reward.RewardReplica,
-        frozen | {"folder": folders["reward"], "threads": threads["reward"]},
+        frozen | {"folder": folders["reward"], "threads": threads["reward"], "function": config.reward_function},
     )
     groups["rollout"] = rollout.RolloutGroup(
         folders["rollout"], config.rollout, config.sampling, placement, placement.count("rollout"), deadline
     )
     await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])
-    timed = {role: stopwatch.timed(g, role) for role, g in groups.items()}
+    parts: dict[str, Any] = {"critic": NoCritic()} | groups
+    if config.loop.critic_warmup_steps:
+        parts["policy"] = CriticWarmup(parts["policy"], config.loop.critic_warmup_steps)
+    if texts is not None:
+        parts["policy"] = PretrainingMix(parts["policy"], texts)
+    timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}
     return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
 
 
 def _folders(config: PPOConfig) -> dict[str, str]:
-    return {
+    """Each role's model; of a reward function's role the one whose tokenizer decodes."""
+    folders = {
         "policy": config.policy_model,
         "rollout": config.policy_model,
         "reference": config.reference_model or config.policy_model,
-        "reward": config.reward_model,
-        "critic": config.critic_model or config.reward_model,
+        "reward": config.reward_model or config.policy_model,
     }
+    if config.algorithm.has_critic:
+        folders["critic"] = config.critic_model or folders["reward"]
+    return folders
 
 
 def main(argv: list[str] | None = None) -> int:

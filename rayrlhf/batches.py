@@ -184,6 +184,16 @@ class PolicyBatch(_Batch):
 
 
 @dataclass(frozen=True)
+class TextBatch(_Batch):
+    """Plain text, whose log-likelihood counts where `loss_mask` is True."""
+
+    tokens: Tensor
+    lengths: Tensor
+    loss_mask: Tensor
+    SHAPES = {"tokens": ("i64", "B,T"), "lengths": ("i64", "B"), "loss_mask": ("bool", "B,T")}
+
+
+@dataclass(frozen=True)
 class CriticBatch(_Batch):
     """What the critic learns from in one RL step."""
 

@@ -25,15 +25,13 @@ from asyncio import gather
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from rayrlhf.algorithms.advantages import gae
+from rayrlhf import estimators
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.kl_control import AdaptiveKL, FixedKL
-from rayrlhf.algorithms.masking import masked_whiten
-from rayrlhf.algorithms.rewards import token_rewards
-from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Prompts, Scores, Values
-from rayrlhf.ppo_config import AlgorithmConfig, TruncationConfig
+from rayrlhf.algorithms.score_shaping import ScoreShaping
+from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Prompts
+from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
 
 
@@ -51,24 +49,25 @@ class Roles:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw and did; `rewards`, `advantages`, `returns` are f32 `[B, T]`."""
+    """What one step saw and did."""
 
     experience: Experience
-    rewards: Tensor
-    advantages: Tensor
-    returns: Tensor
+    estimate: estimators.Estimate
     beta: float
+    beta_in_reward: float
     step: int
     learned: Metrics
 
 
 class PPO:
-    """One RL step a call."""
+    """One RL step a call: PPO, or with another estimator in its place GRPO, RLOO, REINFORCE++."""
 
     def __init__(self, roles: Roles, config: AlgorithmConfig, seed: int) -> None:
         self.roles, self.config, self.seed = roles, config, seed
         kl = config.kl
         self.kl_control = FixedKL(kl.beta) if kl.target is None else AdaptiveKL(kl.beta, kl.target, kl.horizon)
+        self.shape_scores = ScoreShaping(config.score.clip, config.score.normalise)
+        self.estimate = estimators.build(config)
 
     async def step(self, prompts: Prompts, step: int) -> StepResult:
         """Sample, judge, learn, publish; `step` counts from 1 and becomes the weights' version."""
@@ -84,35 +83,28 @@ class PPO:
         )
         experience = Experience(rollouts, logprobs, ref_logprobs, scores, values)
 
-        kl = kl_estimate(logprobs, ref_logprobs, kind="k1")
-        ends, bootstrap = ends_of_responses(scores, values, rollouts.finished, config.score_clip, config.truncation)
-        rewards = token_rewards(ends, kl, mask, beta)
-        advantages, returns = gae(rewards, values.values, mask, config.gamma, config.lam, bootstrap)
-        advantages = masked_whiten(advantages, mask)
+        beta_in_reward, beta_in_loss = (0.0, beta) if config.kl_in_loss else (beta, 0.0)
+        estimate = self.estimate(experience, self.shape_scores(scores.total), beta_in_reward)
 
         common = (rollouts.tokens, rollouts.lengths, mask)
         policy_metrics, critic_metrics = await gather(
             roles.policy.update(
-                PolicyBatch(*common, logprobs, ref_logprobs, rollouts.sampled_logprobs, advantages), step
+                PolicyBatch(*common, logprobs, ref_logprobs, rollouts.sampled_logprobs, estimate.advantages),
+                step,
+                beta_in_loss,
             ),
-            roles.critic.update(CriticBatch(*common, values.values, returns), step),
+            roles.critic.update(CriticBatch(*common, values.values, estimate.returns), step),
         )
-        self.kl_control.update(float(torch.where(mask, kl, 0.0).sum(1).mean()), len(rollouts))
+        kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
+        self.kl_control.update(kl, len(rollouts))
         sync = await roles.publisher.publish(step)
-        return StepResult(experience, rewards, advantages, returns, beta, step, policy_metrics | critic_metrics | sync)
+        return StepResult(experience, estimate, beta, beta_in_reward, step, policy_metrics | critic_metrics | sync)
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint must keep beside the roles' own."""
+        return {"kl_control": self.kl_control.state_dict(), "score_shaping": self.shape_scores.state_dict()}
 
-def ends_of_responses(
-    scores: Scores, values: Values, finished: Tensor, clip: float | None, truncation: TruncationConfig
-) -> tuple[Tensor, Tensor]:
-    """(score on the last response token, value of the state after it), both f32 `[B]`.
-
-    A finished response is terminal: its score, and 0 after it.  One that the length limit cut is
-    not (Pardo et al. 2018, "Time Limits in Reinforcement Learning"): by `truncation.handling` its
-    score less a penalty ends it, or the critic's value takes the place of the score.
-    """
-    ends = scores.total if clip is None else scores.total.clamp(-clip, clip)
-    zero = torch.zeros_like(ends)
-    if truncation.handling == "penalty":
-        return torch.where(finished, ends, ends - truncation.penalty), zero
-    return torch.where(finished, ends, zero), torch.where(finished, zero, values.bootstrap)
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Restore `state_dict()`."""
+        self.kl_control.load_state_dict(state["kl_control"])
+        self.shape_scores.load_state_dict(state["score_shaping"])

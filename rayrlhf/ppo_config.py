@@ -6,17 +6,39 @@ from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 
+EstimatorName = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+GROUPED: tuple[EstimatorName, ...] = ("grpo", "dr_grpo", "rloo")
+
 
 class KLConfig(Section):
-    """How far the policy may go from the reference, `reward_t = -beta * (logp - ref)`."""
+    """How far the policy may go from the reference."""
 
-    beta: float = Field(default=0.05, ge=0, description="the (first) coefficient of the KL in the reward")
+    beta: float = Field(default=0.05, ge=0, description="the (first) weight of the KL")
+    placement: Literal["reward", "loss"] | None = Field(
+        default=None,
+        description="reward: -beta * KL on each token; loss: beta * KL added to the policy's loss; "
+        "null: the estimator's own, loss for grpo and dr_grpo, reward for the others",
+    )
+    kind: Literal["k1", "k2", "k3"] | None = Field(
+        default=None,
+        description="the estimate of a token's KL: k1 = logp - ref, k2 = k1^2 / 2, k3 = exp(-k1) - 1 + k1; "
+        "null: k1 in the reward, k3 in the loss",
+    )
     target: float | None = Field(
         default=None,
         gt=0,
         description="adapt beta towards this KL in nats a sequence (Ziegler et al. 2019); null: fixed",
     )
     horizon: float = Field(default=10_000, gt=0, description="sequences over which an adaptive beta moves by its error")
+
+    @model_validator(mode="after")
+    def _k1_is_no_loss(self) -> "KLConfig":
+        if self.placement == "loss" and self.kind == "k1":
+            raise ValueError(
+                "kl.kind=k1 in the loss has a gradient of 0 in expectation and would hold nothing back: "
+                "set kl.kind=k2 or k3, or kl.placement=reward"
+            )
+        return self
 
 
 class TruncationConfig(Section):
@@ -39,14 +61,64 @@ class TruncationConfig(Section):
         return self
 
 
+class ScoreConfig(Section):
+    """What a score goes through before it becomes a reward."""
+
+    normalise: bool = Field(default=False, description="subtract the running mean, divide by the running std")
+    clip: float | None = Field(default=None, gt=0, description="then clip to +- this; null: no clip")
+
+
 class AlgorithmConfig(Section):
     """From scores to advantages."""
 
+    estimator: EstimatorName = Field(
+        default="gae",
+        description="gae: with a critic (PPO); without one, against the other samples of the prompt: grpo, dr_grpo, "
+        "rloo; or against the batch: reinforce_pp",
+    )
+    group_size: int = Field(
+        default=1, ge=1, description="samples of each prompt; at least 2 for grpo, dr_grpo and rloo"
+    )
     gamma: float = Field(default=1.0, gt=0, le=1, description="discount a token")
-    lam: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda")
-    score_clip: float | None = Field(default=None, gt=0, description="clip scores to +- this; null: no clip")
+    lam: float = Field(default=0.95, ge=0, le=1, description="gae: lambda")
+    whiten: bool = Field(
+        default=True, description="gae, reinforce_pp: advantages of mean 0 and variance 1 over the rollout batch"
+    )
+    score: ScoreConfig = Field(default_factory=ScoreConfig, description="what a score goes through first")
     kl: KLConfig = Field(default_factory=KLConfig, description="the KL term")
     truncation: TruncationConfig = Field(default_factory=TruncationConfig, description="responses cut by length")
+
+    @property
+    def has_critic(self) -> bool:
+        return self.estimator == "gae"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        own = "loss" if self.estimator in ("grpo", "dr_grpo") else "reward"
+        return (self.kl.placement or own) == "loss"
+
+    @property
+    def kl_kind(self) -> Literal["k1", "k2", "k3"]:
+        return self.kl.kind or ("k3" if self.kl_in_loss else "k1")
+
+    @model_validator(mode="after")
+    def _fits_the_estimator(self) -> "AlgorithmConfig":
+        name, is_grouped = self.estimator, self.estimator in GROUPED
+        if is_grouped and self.group_size < 2:
+            raise ValueError(
+                f"estimator={name} compares the samples of a prompt: group_size is {self.group_size}, set 2 or more"
+            )
+        if name in ("grpo", "dr_grpo") and not self.kl_in_loss:
+            raise ValueError(f"estimator={name} sees the score alone: set kl.placement=loss, or estimator=rloo")
+        if self.kl_in_loss and self.kl_kind == "k1":
+            raise ValueError(f"estimator={name} has the KL in the loss, where kl.kind=k1 has no gradient: set k2 or k3")
+        if not self.has_critic and self.truncation.handling == "bootstrap":
+            raise ValueError(f"truncation.handling=bootstrap needs a critic; estimator={name} has none: set penalty")
+        if not self.has_critic and self.lam != 0.95:
+            raise ValueError(f"lam={self.lam} has no effect with estimator={name}: leave it out")
+        if is_grouped and (self.gamma != 1.0 or not self.whiten):
+            raise ValueError(f"gamma and whiten have no effect with estimator={name}: leave them out")
+        return self
 
 
 class LoopConfig(Section):
@@ -54,6 +126,9 @@ class LoopConfig(Section):
 
     steps: int = Field(default=100, ge=1, description="RL steps")
     rollout_batch: int = Field(default=64, ge=1, description="sequences sampled a step")
+    critic_warmup_steps: int = Field(
+        default=0, ge=0, description="first steps in which the critic learns and the policy does not"
+    )
     evaluate_every: int = Field(default=20, ge=1, description="steps between evaluations on held-out prompts")
     evaluation_prompts: int = Field(default=128, ge=1, description="held-out prompts of such an evaluation")
     save_every: int = Field(default=20, ge=1, description="steps between checkpoints; the last step is always saved")

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Prompts
 from rayrlhf.checkpoint import StageWriter, find_stage
 from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
 from rayrlhf.ppo_metrics import CONSOLE, step_metrics
+from rayrlhf.rollout_texts import texts_of
 from rayrlhf.timing import Stopwatch
 
 Gold = Callable[[list[str], list[str]], list[float]]
@@ -77,16 +78,6 @@ class Evaluator:
         return metrics, samples
 
 
-def texts_of(rollouts: Rollouts, tokenizer: Any) -> tuple[list[str], list[str]]:
-    """(prompts, responses) as text, special tokens left out."""
-    prompts, responses = [], []
-    for tokens, length, mask in zip(rollouts.tokens, rollouts.lengths, rollouts.response_mask, strict=True):
-        start = int(length) - int(mask.sum())
-        prompts.append(tokenizer.decode(tokens[:start], skip_special_tokens=True))
-        responses.append(tokenizer.decode(tokens[start : int(length)], skip_special_tokens=True))
-    return prompts, responses
-
-
 @dataclass
 class PPOLoop:
     """Runs `config.steps` steps from wherever the newest checkpoint left off.
@@ -109,7 +100,7 @@ class PPOLoop:
     async def run(self, resume: bool) -> str:
         """All remaining steps; returns the last step's stage directory."""
         config, started = self.config, time.time()
-        done, best = await self._load() if resume else (0, float("-inf"))
+        done, best, before = await self._load() if resume else (0, float("-inf"), 0.0)
         path = f"{self.stage_root}/step_{done:06d}"
         if not done:
             await self.ppo.roles.publisher.publish(0)
@@ -130,7 +121,7 @@ class PPOLoop:
             is_best = is_evaluated and self._beats(metrics, best)
             best = metrics[config.best] if is_best else best
             if is_best or step % config.save_every == 0 or step == config.steps:
-                path = await self._save(step, metrics, best, is_best, time.time() - started)
+                path = await self._save(step, metrics, best, is_best, before + time.time() - started)
         return path
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:
@@ -168,7 +159,7 @@ class PPOLoop:
         writer = StageWriter(self.stage_root, step)
         await asyncio.gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
         with open(os.path.join(writer.state_dir, "loop.json"), "w", encoding="utf-8") as file:
-            json.dump({"step": step, "best": best, "kl_control": self.ppo.kl_control.state_dict()}, file)
+            json.dump({"step": step, "best": best, "algorithm": self.ppo.state_dict()}, file)
         return writer.finish(
             "ppo",
             self.describe,
@@ -180,13 +171,13 @@ class PPOLoop:
             seconds=seconds,
         )
 
-    async def _load(self) -> tuple[int, float]:
-        """Put every role where the newest checkpoint left it; (steps done, best evaluation so far)."""
+    async def _load(self) -> tuple[int, float, float]:
+        """Put every role where the newest checkpoint left it; (steps done, best evaluation so far, seconds spent)."""
         stage = find_stage(self.stage_root, kind="ppo")
         with open(os.path.join(stage.state_dir, "loop.json"), encoding="utf-8") as file:
             state = json.load(file)
         await asyncio.gather(self.ppo.roles.policy.load(stage.path), self.ppo.roles.critic.load(stage.path))
-        self.ppo.kl_control.load_state_dict(state["kl_control"])
+        self.ppo.load_state_dict(state["algorithm"])
         await self.ppo.roles.publisher.publish(state["step"])
         self._print(f"resumed after step {state['step']} from {stage.path}")
-        return state["step"], state["best"]
+        return state["step"], state["best"], stage.manifest["seconds"]

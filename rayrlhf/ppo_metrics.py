@@ -39,8 +39,8 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "objective/scores_std": scores.total.std(correction=0),
         "objective/kl": sequence_kl.mean(),
         "objective/kl_token_max_abs": torch.where(mask, kl, 0.0).abs().max(),
-        "objective/non_score_reward": -result.beta * sequence_kl.mean(),
-        "objective/rlhf_reward": result.rewards.sum(1).mean(),
+        "objective/non_score_reward": -result.beta_in_reward * sequence_kl.mean(),
+        "objective/rlhf_reward": result.estimate.rewards.sum(1).mean(),
         "objective/beta": torch.tensor(result.beta),
         "rollout/length": lengths.mean(),
         "rollout/length_max": lengths.max(),
@@ -49,8 +49,6 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "sync/logprob_gap": masked_mean(gap, mask),
         "sync/logprob_gap_max": torch.where(mask, gap, 0.0).max(),
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
-        "critic/value_mean": masked_mean(experience.values.values, mask),
-        "critic/return_mean": masked_mean(result.returns, mask),
     }
     for index, name in enumerate(scores.names):
         metrics[f"objective/scores_{name}"] = scores.components[:, index].mean()

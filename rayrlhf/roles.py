@@ -21,8 +21,9 @@ class Policy(Protocol):
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
         """log_softmax(logits / temperature) of each response token, f32 `[B, T]`."""
 
-    async def update(self, batch: PolicyBatch, step: int) -> Metrics:
-        """All epochs and minibatches of one RL step; `step` seeds the shuffling of rows."""
+    async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> Metrics:
+        """All epochs and minibatches of one RL step; `step` seeds the shuffling of rows;
+        `kl_coefficient` weighs the KL to the reference in the loss (0: it is in the reward)."""
 
     async def save(self, directory: str) -> None:
         """Write `model/` and the policy's part of `state/` under `directory`."""

@@ -26,6 +26,7 @@ class FakeRoles:
     unfinished: tuple[int, ...] = ()
     calls: list[str] = field(default_factory=list)
     batches: list[PolicyBatch | CriticBatch] = field(default_factory=list)
+    kl_coefficients: list[float] = field(default_factory=list)
 
     async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
         self.calls.append("generate")
@@ -93,8 +94,9 @@ class FakePolicy:
         self.shared.calls.append("policy.logprobs")
         return torch.where(rollouts.response_mask, self.shared.logprob, 0.0)
 
-    async def update(self, batch: PolicyBatch, step: int) -> dict[str, float]:
+    async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> dict[str, float]:
         self.shared.calls.append("policy.update")
+        self.shared.kl_coefficients.append(kl_coefficient)
         self.shared.batches.append(batch)
         self.shared.logprob += 0.125
         return {"loss/policy_avg": 0.25}

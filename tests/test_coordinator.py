@@ -8,7 +8,8 @@ import torch
 from rayrlhf.algorithms.masking import masked_whiten
 from rayrlhf.batches import CriticBatch, PolicyBatch
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, TruncationConfig
+from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
+from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, ScoreConfig, TruncationConfig
 from rayrlhf.ppo_metrics import step_metrics
 from tests.fakes import FakeRoles, prompts
 
@@ -45,15 +46,15 @@ def test_rewards_returns_and_advantages_by_hand():
     # gamma = lam = 1: the return at t is the sum of the rewards from t on.
     fake = FakeRoles(logprob=-1.0, reference=-1.5)
     result = step(make(fake, lam=1.0, kl=KLConfig(beta=0.2)), fake)
-    assert torch.allclose(result.rewards[0], torch.tensor([0, -0.1, -0.1, -0.1, 0]))
-    assert torch.allclose(result.rewards[1], torch.tensor([0, 0, -0.1, -0.1, 0.9]))
-    assert torch.allclose(result.returns[0], torch.tensor([0, -0.3, -0.2, -0.1, 0]), atol=1e-6)
-    assert torch.allclose(result.returns[1], torch.tensor([0, 0, 0.7, 0.8, 0.9]), atol=1e-6)
+    assert torch.allclose(result.estimate.rewards[0], torch.tensor([0, -0.1, -0.1, -0.1, 0]))
+    assert torch.allclose(result.estimate.rewards[1], torch.tensor([0, 0, -0.1, -0.1, 0.9]))
+    assert torch.allclose(result.estimate.returns[0], torch.tensor([0, -0.3, -0.2, -0.1, 0]), atol=1e-6)
+    assert torch.allclose(result.estimate.returns[1], torch.tensor([0, 0, 0.7, 0.8, 0.9]), atol=1e-6)
     mask = result.experience.rollouts.response_mask
-    whole = masked_whiten(torch.where(mask, result.returns - 0.5, 0.0), mask)
+    whole = masked_whiten(torch.where(mask, result.estimate.returns - 0.5, 0.0), mask)
     policy, critic = sorted(fake.batches, key=lambda b: isinstance(b, CriticBatch))
     assert isinstance(policy, PolicyBatch) and torch.allclose(policy.advantages, whole, atol=1e-6)
-    assert torch.allclose(critic.returns, result.returns)
+    assert torch.allclose(critic.returns, result.estimate.returns)
 
 
 def test_metrics_of_that_step():
@@ -93,15 +94,15 @@ def test_a_missed_publish_shows_in_the_gap_and_the_staleness():
 def test_a_cut_response(truncation, last_reward, bootstrap):
     fake = FakeRoles(unfinished=(1,))
     result = step(make(fake, lam=1.0, truncation=truncation), fake)
-    assert result.rewards[1, 4] == last_reward
-    assert result.returns[1, 4] == pytest.approx(last_reward + bootstrap)
-    assert result.returns[0, 3] == 0.0, "the finished row is terminal"
+    assert result.estimate.rewards[1, 4] == last_reward
+    assert result.estimate.returns[1, 4] == pytest.approx(last_reward + bootstrap)
+    assert result.estimate.returns[0, 3] == 0.0, "the finished row is terminal"
 
 
 def test_scores_are_clipped_and_reported_unclipped():
     fake = FakeRoles()
-    result = step(make(fake, score_clip=0.25), fake, rows=3)
-    assert result.rewards.sum(1).tolist() == [0.0, 0.25, 0.25]
+    result = step(make(fake, score=ScoreConfig(clip=0.25)), fake, rows=3)
+    assert result.estimate.rewards.sum(1).tolist() == [0.0, 0.25, 0.25]
     assert step_metrics(result)["objective/scores"] == 1.0
 
 
@@ -112,3 +113,52 @@ def test_an_adaptive_beta_moves_towards_its_target():
     ppo = make(fake, kl=KLConfig(beta=0.1, target=0.5, horizon=10))
     assert step(ppo, fake).beta == 0.1
     assert ppo.kl_control.beta == pytest.approx(0.104)
+
+
+def test_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both():
+    for placement, in_reward, in_loss in (("reward", -0.3, 0.0), ("loss", 0.0, 0.2)):
+        fake = FakeRoles(logprob=-1.0, reference=-1.5)
+        result = step(make(fake, kl=KLConfig(beta=0.2, placement=placement)), fake)
+        scores = result.experience.scores.total
+        assert torch.allclose(result.estimate.rewards.sum(1) - scores, torch.tensor(in_reward))
+        assert fake.kl_coefficients == [in_loss]
+        assert step_metrics(result)["objective/non_score_reward"] == pytest.approx(in_reward)
+
+
+def test_the_running_normalisation_is_resumed():
+    fake = FakeRoles()
+    ppo = make(fake, score=ScoreConfig(normalise=True), kl=KLConfig(beta=0.0))
+    first = step(ppo, fake, rows=3)  # scores 0, 1, 2
+    assert first.estimate.rewards.sum(1).tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5])
+    resumed = make(FakeRoles(), score=ScoreConfig(normalise=True))
+    resumed.load_state_dict(ppo.state_dict())
+    assert resumed.state_dict() == ppo.state_dict()
+    assert resumed.shape_scores.count == 3
+
+
+def test_the_critic_warms_up_alone():
+    fake = FakeRoles()
+    roles = Roles(CriticWarmup(fake.policy, 1), fake.critic, fake.frozen, fake, fake, fake)
+    ppo = PPO(roles, AlgorithmConfig(), seed=7)
+
+    async def two_steps():
+        await fake.publish(0)
+        return [await ppo.step(prompts(2), number) for number in (1, 2)]
+
+    asyncio.run(two_steps())
+    updates = [call for call in fake.calls if call.endswith("update")]
+    assert updates[0] == "critic.update" and sorted(updates[1:]) == ["critic.update", "policy.update"]
+
+
+def test_each_step_mixes_the_next_texts_in():
+    seen = []
+
+    class Policy:
+        async def update(self, batch, step, kl_coefficient, texts):
+            seen.append((step, texts))
+            return {}
+
+    mix = PretrainingMix(Policy(), iter(["first", "second"]))
+    for number in (1, 2):
+        asyncio.run(mix.update(None, number, 0.0))
+    assert seen == [(1, "first"), (2, "second")]

@@ -42,6 +42,7 @@ def kl_loss(
     response_mask: Tensor,
     kind: str,
     num_tokens: int | Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The KL as a term of the loss (times beta, by the caller), where it is not in the reward.
 
@@ -50,7 +51,7 @@ def kl_loss(
     first order near the reference.  k1 is refused: its gradient is the score function, whose
     expectation is 0.
 
-    logprobs (with gradient), ref_logprobs, response_mask: `[B, T]`.  num_tokens as in
+    logprobs (with gradient), ref_logprobs, response_mask: `[B, T]`.  num_tokens and weights as in
     `ppo_loss.policy_loss`.  Returns (scalar, {"loss/kl"}), summable as there.
 
     Raises ValueError for k1 and an unknown kind, otherwise as `check_mask` and `count`.
@@ -61,5 +62,8 @@ def kl_loss(
     estimate = kl_estimate(
         zero_outside(logprobs, response_mask), zero_outside(ref_logprobs.detach(), response_mask), kind
     )
+    if weights is not None:
+        check_mask(response_mask, weights=weights)
+        estimate = estimate * zero_outside(weights.detach(), response_mask)
     loss = estimate.sum() / count(response_mask, num_tokens)  # outside the mask 0 - 0 gives 0 for every kind
     return loss, {"loss/kl": loss.detach()}

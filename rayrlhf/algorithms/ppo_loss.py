@@ -29,11 +29,13 @@ def policy_loss(
     clip_high: float,
     num_tokens: int | Tensor | None = None,
     dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """sum over tokens of max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high)) / num_tokens.
 
     ratio = exp(logprobs - old_logprobs), the difference clamped to +-20 so that it cannot overflow.
     `dual_clip` c > 1 bounds the loss of a token with A < 0 to -c * A, else a large ratio has no bound.
+    `weights` `[B, T]` multiply each token's loss (see `loss_weights`); the other stats stay plain means.
 
     logprobs (with gradient), old_logprobs, advantages (both constants here), response_mask: `[B, T]`.
     num_tokens: the minibatch's global count of response tokens; None counts the local ones.
@@ -61,6 +63,9 @@ def policy_loss(
     losses = torch.maximum(plain, clipped)
     if dual_clip is not None:
         losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
+    if weights is not None:
+        check_mask(response_mask, weights=weights)
+        losses = losses * zero_outside(weights.detach(), response_mask)
     loss = losses.sum() / n  # outside the mask the advantage is 0, and with it every term but the ratio
     with torch.no_grad():
         stats = {

@@ -8,21 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rayrlhf.batches import Prompts
+from rayrlhf.batches import Prompts, TextBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.data.order import by_content, in_order
 from rayrlhf.data.sources import read
 from rayrlhf.data.tokenize import encoded
 from rayrlhf.errors import DataError
+from rayrlhf.training.microbatches import pad as pad_rows
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 
 def training_prompts(
-    config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
+    config: DataConfig,
+    tokenizer: Any,
+    batch_size: int,
+    num_batches: int,
+    seed: int,
+    skip: int = 0,
+    group_size: int = 1,
 ) -> Iterator[Prompts]:
-    """Batches `skip` .. `num_batches` - 1 of `batch_size` prompts each, epoch after epoch, each shuffled anew.
+    """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
+    each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
     Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch
     is held here.  Raises DataError when no prompt is within `config.max_tokens`.
@@ -33,8 +41,8 @@ def training_prompts(
     count = rows.count()
     if not count:
         raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
-    epochs = -(-num_batches * batch_size // count)
-    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer)
+    epochs = -(-num_batches * batch_size // group_size // count)
+    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size)
     return itertools.islice(stream, skip, num_batches)
 
 
@@ -62,8 +70,28 @@ def pad(ids: list[list[int]], first_index: int, pad_id: int) -> Prompts:
     return Prompts(tokens, lengths, torch.arange(first_index, first_index + len(ids)))
 
 
-def _batches(rows: Dataset, batch_size: int, tokenizer: Any) -> Iterator[Prompts]:
+def text_batches(
+    config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
+) -> Iterator[TextBatch]:
+    """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
+    rows = encoded(read(config.train, config.format, "text"), "text", tokenizer, config.max_tokens, config.too_long)
+    count = rows.count()
+    if not count:
+        raise DataError(f"{config.train}: no text has at most max_tokens={config.max_tokens} tokens; raise it")
+    epochs = -(-num_batches * batch_size // count)
+    stream: Any = in_order(rows, epochs, seed).iter_batches(
+        batch_size=batch_size, batch_format="pyarrow", drop_last=True
+    )
+    for batch in itertools.islice(stream, skip, num_batches):
+        tokens, lengths = pad_rows(batch.column("input_ids").to_pylist())
+        mask = pad_rows(batch.column("loss_mask").to_pylist())[0].bool()
+        mask[:, 0] = False  # nothing predicts the first token
+        yield TextBatch(tokens, lengths, mask)
+
+
+def _batches(rows: Dataset, batch_size: int, tokenizer: Any, group_size: int = 1) -> Iterator[Prompts]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    stream: Any = rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", drop_last=True)
+    stream: Any = rows.iter_batches(batch_size=batch_size // group_size, batch_format="pyarrow", drop_last=True)
     for number, batch in enumerate(stream):
-        yield pad(batch.column("prompt_ids").to_pylist(), number * batch_size, pad_id)
+        ids = [prompt for prompt in batch.column("prompt_ids").to_pylist() for _ in range(group_size)]
+        yield pad(ids, number * batch_size, pad_id)

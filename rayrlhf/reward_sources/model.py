@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rayrlhf.batches import Scores
+from rayrlhf.batches import Rollouts, Scores
 from rayrlhf.models.scalar import load_scalar, sequence_scores
 from rayrlhf.training.microbatches import microbatches
 
@@ -22,8 +21,9 @@ class RewardModel:
         self.microbatch_tokens = microbatch_tokens
 
     @torch.no_grad()
-    def scores(self, tokens: Tensor, lengths: Tensor) -> Scores:
-        """The head's output on each row's last token: tokens i64 `[B, T]`, lengths i64 `[B]`."""
+    def scores(self, rollouts: Rollouts) -> Scores:
+        """The head's output on each row's last token."""
+        tokens, lengths = rollouts.tokens, rollouts.lengths
         device = next(self.model.parameters()).device
         total = torch.zeros(len(tokens), dtype=torch.float32)
         for rows in microbatches(lengths, self.microbatch_tokens, world_size=1, rank=0):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rayrlhf.algorithms.alignment import shift_right
+from rayrlhf.algorithms.masking import masked_mean
 from rayrlhf.algorithms.ppo_loss import value_loss
 from rayrlhf.batches import CriticBatch, Rollouts, Values
 from rayrlhf.models.causal_lm import load_tokenizer
@@ -13,7 +14,7 @@ from rayrlhf.models.scalar import load_scalar, position_scores
 from rayrlhf.roles import Metrics
 from rayrlhf.training.distributed import seed_all
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.learner import Learner
+from rayrlhf.training.learner import Counts, Learner
 from rayrlhf.training.ppo_config import CriticUpdateConfig
 
 _NAMES = {"loss/value": "loss/value_avg", "critic/clipfrac": "val/clipfrac_avg"}
@@ -45,11 +46,15 @@ class CriticLearner(Learner):
         `critic/explained_variance` is of the values that the batch's advantages were made with.
         """
         means = self.averages(self.learn(batch, step, self._piece_loss), _NAMES)
-        return means | {"critic/explained_variance": explained_variance(batch)}
+        return means | {
+            "critic/explained_variance": explained_variance(batch),
+            "critic/value_mean": float(masked_mean(batch.values, batch.response_mask)),
+            "critic/return_mean": float(masked_mean(batch.returns, batch.response_mask)),
+        }
 
-    def _piece_loss(self, part: CriticBatch, num_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _piece_loss(self, part: CriticBatch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
         values = shift_right(position_scores(self.engine.module, part.tokens, part.lengths))
-        return value_loss(values, part.values, part.returns, part.response_mask, self.config.clip, num_tokens)
+        return value_loss(values, part.values, part.returns, part.response_mask, self.config.clip, counts.tokens)
 
 
 def explained_variance(batch: CriticBatch) -> float:

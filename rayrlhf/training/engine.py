@@ -173,14 +173,15 @@ class Engine:
     def _rng_path(self, directory: str) -> str:
         return os.path.join(directory, f"rng_rank{self.rank}_of_{self.world_size}.pt")
 
-    def save_model(self, directory: str, tokenizer: Any) -> None:
-        """Rank 0 writes the whole model as a Hugging Face folder; every rank calls it."""
+    def save_model(self, directory: str, tokenizer: Any, weights: dict[str, Tensor] | None = None) -> None:
+        """Rank 0 writes the whole model as a Hugging Face folder, with `weights` in the place of its own
+        where given; every rank calls it."""
         from rayrlhf.models import causal_lm
 
-        whole: dict[str, Tensor] = {}
-        for bucket in self.weight_buckets(1 << 30):
-            if bucket is not None:
-                whole |= {name: tensor.cpu() for name, tensor in bucket.items()}
+        whole = dict(weights or {})
+        if weights is None:
+            for bucket in self.weight_buckets(1 << 30):
+                whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
         if self.rank == 0:
             causal_lm.save(self.module, tokenizer, directory, whole)
         dist.barrier()

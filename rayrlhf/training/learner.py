@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
@@ -17,7 +19,17 @@ from rayrlhf.training.microbatches import microbatches
 from rayrlhf.training.passes import minibatches, piece, token_pass
 from rayrlhf.training.ppo_config import UpdateConfig
 
-# (piece of a minibatch, num_tokens=response tokens of the whole minibatch)
+
+@dataclass(frozen=True)
+class Counts:
+    """What a minibatch has in all, over its pieces and ranks: sums are divided by these."""
+
+    tokens: int  # of responses
+    sequences: int
+    text_tokens: int = 0  # of a pretraining mix
+
+
+# (piece of a minibatch, counts=counts of the minibatch)
 # -> (the piece's share of the minibatch's loss, the same share of its statistics)
 PieceLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -46,18 +58,35 @@ class Learner:
         Returns (response tokens, statistics over all ranks) of each optimizer step.  Raises
         RayRLHFError when the gradients are not finite.
         """
-        engine, config = self.engine, self.update_config
-        steps = []
+        config = self.update_config
+        steps: list[tuple[int, Metrics]] = []
         for epoch in range(config.epochs):
             for rows in minibatches(len(batch), config.minibatch, self.seed, step, epoch):
                 mini = batch.rows(rows)
-                num_tokens = int(mini.response_mask.sum())
-                shares = microbatches(mini.lengths, config.microbatch_tokens, engine.world_size, engine.rank)
+                more, num_text_tokens = self.also_learn(len(steps))
+                counts = Counts(int(mini.response_mask.sum()), len(mini), num_text_tokens)
                 # each forward and backward sees one piece, so only that one is on the device
-                pieces = (piece(mini, share, engine.device) for share in shares)
-                stats = engine.optimizer_step(pieces, partial(piece_loss, num_tokens=num_tokens))
-                steps.append((num_tokens, stats))
+                pieces = chain(self.pieces(mini), more)
+                stats = self.engine.optimizer_step(pieces, partial(piece_loss, counts=counts))
+                steps.append((counts.tokens, stats))
+                if self.is_enough(steps[-1][1]):
+                    return steps
         return steps
+
+    def pieces(self, minibatch: Any) -> Iterator[Any]:
+        """This rank's share of a minibatch, on its device, one forward and backward pass each."""
+        engine = self.engine
+        budget = self.update_config.microbatch_tokens
+        for share in microbatches(minibatch.lengths, budget, engine.world_size, engine.rank):
+            yield piece(minibatch, share, engine.device)
+
+    def also_learn(self, index: int) -> tuple[Iterable[Any], int]:
+        """(pieces of other data for the RL step's optimizer step number `index`, their loss tokens over all ranks)."""
+        return (), 0
+
+    def is_enough(self, stats: Metrics) -> bool:
+        """Whether the RL step's update ends after an optimizer step of these statistics."""
+        return False
 
     def averages(self, steps: list[tuple[int, Metrics]], names: dict[str, str]) -> Metrics:
         """Means over optimizer steps, weighted by their response tokens, of the statistics in `names`
@@ -70,6 +99,10 @@ class Learner:
     def save(self, model_directory: str, state_directory: str) -> None:
         """The model as a Hugging Face folder (by rank 0), the engine's state (by every rank)."""
         self.engine.save_model(model_directory, self.tokenizer)
+        self.save_state(state_directory)
+
+    def save_state(self, state_directory: str) -> None:
+        """The engine's state and `state`, by every rank."""
         self.engine.save_state(os.path.join(state_directory, self.role), self.state())
 
     def load(self, state_directory: str) -> None:

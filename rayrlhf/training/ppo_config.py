@@ -1,9 +1,14 @@
 """How the policy and the critic learn from one RL step's batch."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from rayrlhf.config import Section
+from rayrlhf.data.config import DataConfig
 from rayrlhf.training.config import EngineConfig
+
+Normaliser = Literal["tokens", "sequence_mean", "constant"]  # rayrlhf.algorithms.loss_weights has their meaning
 
 
 class UpdateConfig(Section):
@@ -35,11 +40,51 @@ class EntropyConfig(Section):
     )
 
 
-class PolicyUpdateConfig(UpdateConfig):
-    """The policy's update: PPO's clipped loss (Schulman et al. 2017, eq. 7)."""
+class PretrainingMixConfig(Section):
+    """Text whose log-likelihood the policy's loss keeps up (PPO-ptx, Ouyang et al. 2022, eq. 2)."""
 
-    clip_low: float = Field(default=0.2, ge=0, lt=1, description="the ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(default=0.2, ge=0, description="the ratio is clipped above 1 + clip_high")
+    data: DataConfig = Field(description="text rows; their `train` is read")
+    rows: int = Field(default=64, ge=1, description="texts mixed into an RL step, shared out over its minibatches")
+    coefficient: float = Field(default=1.0, gt=0, description="weight of the mean negative log-likelihood of a token")
+
+
+class PolicyUpdateConfig(UpdateConfig):
+    """The policy's update: PPO's clipped loss (Schulman et al. 2017, eq. 7).
+
+    With epochs=1, minibatch=loop.rollout_batch and critic.clip=.inf it is A2C: the ratio is 1, and nothing is clipped.
+    """
+
+    clip_low: float = Field(default=0.2, ge=0, le=1, description="the ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(default=0.2, ge=0, description="the ratio is clipped above 1 + clip_high; .inf: never")
+    dual_clip: float | None = Field(
+        default=None, gt=1, description="bound on the ratio of tokens with a negative advantage; null: none"
+    )
+    normaliser: Normaliser | None = Field(
+        default=None,
+        description="the loss is a mean over tokens, over sequences of their means, or a sum divided by a constant; "
+        "null: the estimator's own, sequence_mean for grpo, constant for dr_grpo, tokens for the others",
+    )
+    normaliser_constant: float | None = Field(
+        default=None, gt=0, description="normaliser=constant: tokens a sequence; null: sampling.max_new_tokens"
+    )
+    importance_cap: float | None = Field(
+        default=None,
+        ge=1,
+        description="weigh tokens by the ratio of the trainer's probability to the sampling engine's, up to this; "
+        "null: take them as equal",
+    )
+    max_approx_kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="end the RL step's update after a minibatch whose policy/approxkl is above this; null: never",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="save in model/ the weights' moving average over RL steps with this decay; null: the weights",
+    )
+    pretraining: PretrainingMixConfig | None = Field(default=None, description="PPO-ptx; null: none")
     entropy: EntropyConfig = Field(default_factory=EntropyConfig, description="the entropy bonus")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="optimizer and partitioning")
 

@@ -100,7 +100,7 @@ async def test_the_groups_learn_export_save_and_load(groups, tiny_model, tmp_pat
 
     logprobs, values = await asyncio.gather(policy.logprobs(ROLLOUTS), critic.values(ROLLOUTS))
     to_learn, to_value = policy_batch(ROLLOUTS, logprobs), critic_batch(ROLLOUTS, values)
-    metrics, critic_metrics = await asyncio.gather(policy.update(to_learn, 1), critic.update(to_value, 1))
+    metrics, critic_metrics = await asyncio.gather(policy.update(to_learn, 1, 0.0), critic.update(to_value, 1))
     assert not metrics.keys() & critic_metrics.keys()
     assert metrics["policy/first_ratio_max_dev"] < 1e-4
 
@@ -119,7 +119,7 @@ async def test_the_groups_learn_export_save_and_load(groups, tiny_model, tmp_pat
         return await asyncio.gather(policy.logprobs(ROLLOUTS), critic.values(ROLLOUTS))
 
     logprobs_after, values_after = await outputs()
-    await asyncio.gather(policy.update(to_learn, 2), critic.update(to_value, 2))
+    await asyncio.gather(policy.update(to_learn, 2, 0.0), critic.update(to_value, 2))
     assert not torch.equal((await outputs())[0], logprobs_after)
     await asyncio.gather(policy.load(str(tmp_path)), critic.load(str(tmp_path)))
     logprobs_loaded, values_loaded = await outputs()

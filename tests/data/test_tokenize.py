@@ -137,9 +137,7 @@ def test_frequent_words_are_whole_and_rare_ones_in_pieces() -> None:
     config = TokenizerConfig(kind="words", vocab_size=1000, num_pieces=259, min_count=3)
     made = tokenizer.train(lambda: [texts], config)
     assert made.tokenize("a splendid film") == ["a", "Ġsplendid", "Ġfilm"]
-    assert made.tokenize("film gruesome") == [*"film", *"Ġgruesome"], (
-        "a word after a space is another one"
-    )
+    assert made.tokenize("film gruesome") == [*"film", *"Ġgruesome"], "a word after a space is another one"
     assert len(made) == 259 + 2, "Ġsplendid and Ġfilm; a is a byte already, the others occur less than 3 times"
     assert len(tokenizer.train(lambda: [texts], config.model_copy(update={"min_count": 1, "vocab_size": 262}))) == 262
     assert made.decode(made("x" * 500)["input_ids"], skip_special_tokens=True) == "x" * 500

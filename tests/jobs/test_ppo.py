@@ -120,3 +120,57 @@ def test_more_than_the_cluster_has_is_refused_with_both_numbers(tiny_model, rewa
     given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
     with pytest.raises(ResourceError, match=r"(?s)asked: 64 CPU.*available: 4 CPU"):
         fits(ppo.plan(load(ppo.PPOConfig, None, given)), [{"CPU": 4.0, "memory": 16 * 2.0**30}])
+
+
+def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompts_file, tmp_path, ray_local):
+    import ray
+
+    keys = {
+        "reward_function": "tests.jobs.rewards:vowels",
+        "algorithm.estimator": "grpo",
+        "algorithm.group_size": 4,
+        "policy.engine.lr": 1e-2,
+        "policy.pretraining": f"{{data: {{train: {texts_file(tmp_path)}, max_tokens: 32}}, rows: 4}}",
+        "policy.ema_decay": 0.5,
+        "rollout.engine": "transformers",
+    }
+    given = overrides(tmp_path, tiny_model("llama"), "null", prompts_file, **keys)
+    config = load(ppo.PPOConfig, None, given)
+    ppo.check(config)
+    assert [role.name for role in ppo.plan(config)] == ["policy", "rollout", "reference", "reward"]
+    path = ppo.run(config)
+    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    assert not any(name.startswith("critic") for name in names)
+    rows = rows_of(tmp_path)
+    assert_invariants(rows)
+    assert not any(name.startswith(("critic/", "loss/value")) for row in rows.values() for name in row)
+    assert 0 <= rows[1]["objective/scores_function"] <= 12
+    assert rows[1]["loss/kl_avg"] >= 0 and rows[1]["loss/pretraining_avg"] > 1
+    assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
+    assert not (Path(path) / "state" / "critic").exists()
+
+
+def texts_file(folder: Path) -> Path:
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"number {n % 2}"}) + "\n" for n in range(8)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"reward_function": "tests.jobs.rewards:vowels"}, "one source"),
+        ({"reward_model": "null"}, "one source"),
+        ({"reward_model": "null", "reward_function": "tests.jobs.rewards:missing"}, "has no function missing"),
+        (
+            {"algorithm.estimator": "rloo", "algorithm.group_size": 3},
+            "rollout_batch=8 is not a multiple of algorithm",
+        ),
+        ({"algorithm.estimator": "reinforce_pp", "loop.critic_warmup_steps": 2}, "has no critic"),
+        ({"policy.normaliser_constant": 5}, "no effect with policy.normaliser=tokens"),
+    ],
+)
+def test_what_does_not_go_together(more, words, tiny_model, reward_folder, prompts_file, tmp_path):
+    given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    with pytest.raises(ConfigError, match=words):
+        ppo.check(load(ppo.PPOConfig, None, given))

@@ -1,18 +1,21 @@
 """The learners in this process (one rank) against plain torch, written out slowly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rayrlhf.batches import CriticBatch
+from rayrlhf.batches import CriticBatch, TextBatch
+from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import ModelError
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.critic_learner import CriticLearner, explained_variance
 from rayrlhf.training.passes import minibatches
 from rayrlhf.training.policy_learner import PolicyLearner
-from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig
+from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig, PretrainingMixConfig
 from tests.training.experience import critic_batch, free_port, policy_batch, random_rollouts
 
 TEMPERATURE = 0.7
@@ -25,9 +28,17 @@ def one_rank():
         distributed.init(0, 1, "127.0.0.1", free_port())
 
 
-def make_policy(folder, **config):
+def make_policy(folder, normaliser="tokens", normaliser_constant=None, **config):
     config = PolicyUpdateConfig(**{"engine": SGD, "minibatch": 4, "epochs": 2, **config})
-    return PolicyLearner(folder, config, TEMPERATURE, total_steps=10, seed=3)
+    return PolicyLearner(
+        folder,
+        config,
+        TEMPERATURE,
+        total_steps=10,
+        seed=3,
+        normaliser=normaliser,
+        normaliser_constant=normaliser_constant,
+    )
 
 
 def make_critic(folder, **config):
@@ -119,6 +130,122 @@ def test_one_policy_step_equals_plain_sgd_on_the_whole_minibatch(tiny_model):
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     assert metrics["optim/policy_grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["optim/policy_lr"] == 0.1
+
+
+TEXTS = TextBatch(
+    tokens=torch.tensor([[1, 40, 41, 42, 2], [1, 50, 2, 0, 0], [1, 60, 61, 2, 0]]),
+    lengths=torch.tensor([5, 3, 4]),
+    loss_mask=torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool),
+)
+
+
+def test_every_term_of_the_loss_equals_plain_sgd(tiny_model):
+    """Sequence means, truncated importance weights, dual clip, a KL in the loss and PPO-ptx, all at once."""
+    folder, rollouts = tiny_model("llama"), random_rollouts()
+    mask, lengths = rollouts.response_mask, rollouts.response_mask.sum(1)
+    data = DataConfig(train="unused.jsonl")
+    learner = make_policy(
+        folder,
+        epochs=1,
+        minibatch=7,
+        microbatch_tokens=40,
+        importance_cap=1.3,
+        dual_clip=1.5,
+        pretraining=PretrainingMixConfig(data=data, coefficient=0.5),
+        normaliser="sequence_mean",
+    )
+    now = learner.logprobs(rollouts)
+    wave = torch.sin(torch.arange(now.numel())).view_as(now)
+    old = torch.where(mask, now + 0.6 * wave, 0.0)
+    batch = replace(
+        policy_batch(rollouts, old),
+        ref_logprobs=torch.where(mask, now - 0.3 * wave, 0.0),
+        sampled_logprobs=torch.where(mask, old + 0.4 * wave.flip(0), 0.0),
+    )
+    metrics = learner.update(batch, step=1, kl_coefficient=0.2, texts=TEXTS)
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    logprobs = slow_logprobs(model, rollouts)
+    total = torch.zeros(())
+    for row in range(len(rollouts)):
+        for t in mask[row].nonzero().flatten().tolist():
+            ratio, advantage = (logprobs[row, t] - old[row, t]).exp(), batch.advantages[row, t]
+            term = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+            if advantage < 0:
+                term = torch.minimum(term, -1.5 * advantage)
+            term = term * min(float((old[row, t] - batch.sampled_logprobs[row, t]).exp()), 1.3)
+            k1 = logprobs[row, t] - batch.ref_logprobs[row, t]
+            term = term + 0.2 * ((-k1).exp() - 1 + k1)
+            total = total + term / (len(rollouts) * lengths[row])
+    nll = []
+    for row, length in enumerate(TEXTS.lengths.tolist()):
+        table = model(input_ids=TEXTS.tokens[row : row + 1, :length]).logits[0].log_softmax(-1)
+        nll += [-table[t - 1, TEXTS.tokens[row, t]] for t in range(1, length)]
+    text_loss = torch.stack(nll).mean()
+    (total + 0.5 * text_loss).backward()
+    expected = {name: p.detach() - 0.1 * p.grad for name, p in model.named_parameters()}
+    assert largest_difference(weights(learner), expected) < 1e-6
+    assert metrics["loss/pretraining_avg"] == pytest.approx(text_loss.item(), abs=1e-5)
+    assert 0 < metrics["policy/importance_capped_share"] < 1
+
+
+def test_a_long_answer_weighs_by_the_normaliser(tiny_model):
+    """The constant of Dr. GRPO: the mean over sequences of sums, over 48 tokens."""
+    rollouts, losses = random_rollouts(), {}
+    for normaliser, constant in (("tokens", None), ("sequence_mean", None), ("constant", 48.0)):
+        learner = make_policy(
+            tiny_model("llama"), epochs=1, minibatch=7, normaliser=normaliser, normaliser_constant=constant
+        )
+        batch = policy_batch(rollouts, learner.logprobs(rollouts))
+        losses[normaliser] = learner.update(batch, step=1)["loss/policy_avg"]
+    per_row = -torch.where(rollouts.response_mask, batch.advantages, 0.0)  # the ratio is 1
+    lengths = rollouts.response_mask.sum(1)
+    assert losses["tokens"] == pytest.approx(float(per_row.sum() / lengths.sum()), abs=1e-5)
+    assert losses["sequence_mean"] == pytest.approx(float((per_row.sum(1) / lengths).mean()), abs=1e-5)
+    assert losses["constant"] == pytest.approx(float((per_row.sum(1) / 48).mean()), abs=1e-5)
+
+
+def test_the_update_ends_where_the_policy_went_too_far(tiny_model):
+    rollouts = random_rollouts()
+    learner = make_policy(tiny_model("llama"), epochs=50, max_approx_kl=1e-4)
+    metrics = learner.update(policy_batch(rollouts, learner.logprobs(rollouts)), step=1)
+    assert 1 < metrics["policy/optimizer_steps"] < 100, "not after the first, where the ratio is 1"
+    free = make_policy(tiny_model("llama"), epochs=50)
+    free_metrics = free.update(policy_batch(rollouts, free.logprobs(rollouts)), step=1)
+    assert free_metrics["policy/optimizer_steps"] == 100
+    assert free_metrics["policy/approxkl_avg"] > metrics["policy/approxkl_avg"]
+
+
+def test_the_saved_model_is_the_moving_average(tiny_model, tmp_path):
+    folder, rollouts = tiny_model("llama"), random_rollouts()
+    learner = make_policy(folder, ema_decay=0.75)
+    seen = [weights(learner)]
+    for step in (1, 2):
+        learner.update(policy_batch(rollouts, learner.logprobs(rollouts)), step)
+        seen.append(weights(learner))
+    learner.save(str(tmp_path / "model"), str(tmp_path))
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    expected = {name: 0.5625 * seen[0][name] + 0.1875 * seen[1][name] + 0.25 * seen[2][name] for name in seen[0]}
+    assert largest_difference(dict(saved.named_parameters()), expected) < 1e-6
+    assert largest_difference(seen[2], expected) > 1e-4
+
+    resumed = make_policy(folder, ema_decay=0.75)
+    resumed.load(str(tmp_path))
+    assert largest_difference(weights(resumed), seen[2]) == 0, "training goes on from the weights themselves"
+    assert all(torch.equal(resumed.average.weights[name], learner.average.weights[name]) for name in expected)
+
+
+def test_unclipped_with_one_minibatch_it_is_advantage_actor_critic(tiny_model):
+    """A2C as a special case of PPO (Huang et al. 2022): the gradient is that of -A log pi."""
+    folder, rollouts = tiny_model("llama"), random_rollouts()
+    learner = make_policy(folder, epochs=1, minibatch=7, clip_low=1.0, clip_high=float("inf"))
+    batch = policy_batch(rollouts, learner.logprobs(rollouts))
+    learner.update(batch, step=1)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    mask = rollouts.response_mask
+    (-(batch.advantages * slow_logprobs(model, rollouts))[mask].sum() / mask.sum()).backward()
+    expected = {name: p.detach() - 0.1 * p.grad for name, p in model.named_parameters()}
+    assert largest_difference(weights(learner), expected) < 1e-6
 
 
 def test_the_split_into_microbatches_changes_nothing(tiny_model):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayrlhf.training.losses import LOSSES
-from rayrlhf.training.supervised import _Best
+from rayrlhf.training.supervised import _Progress
 
 CPU = torch.device("cpu")
 TEXTS: list[dict[str, Any]] = [
@@ -84,12 +84,13 @@ def test_early_stopping_keeps_the_best_and_counts_patience() -> None:
     from rayrlhf.errors import ConfigError
     from rayrlhf.training.config import EarlyStopping
 
-    best = _Best(EarlyStopping(metric="eval/accuracy", goal="max", patience=2))
-    seen = [(best.offer({"eval/accuracy": value}), best.is_over) for value in (0.5, 0.7, 0.7, 0.8, 0.6, 0.79)]
-    assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
-    least = _Best(EarlyStopping(metric="eval/loss", goal="min", patience=1))
-    assert [least.offer({"eval/loss": value}) for value in (3.0, 2.0, 2.5)] == [True, True, False]
-    assert least.is_over
+    best, most = _Progress(), EarlyStopping(metric="eval/accuracy", goal="max", patience=2)
+    seen = []
+    for best.step, value in enumerate((0.5, 0.7, 0.7, 0.8, 0.6, 0.79), start=1):
+        seen.append((best.is_best({"eval/accuracy": value}, most), best.num_worse))
+    assert seen == [(True, 0), (True, 0), (False, 1), (True, 0), (False, 1), (False, 2)]
+    assert (best.best, best.best_step) == (0.8, 4)
+    least, fewest = _Progress(), EarlyStopping(metric="eval/loss", goal="min", patience=1)
+    assert [least.is_best({"eval/loss": value}, fewest) for value in (3.0, 2.0, 2.5)] == [True, True, False]
     with pytest.raises(ConfigError, match=r"'eval/accuracy', which no validation gives; there are eval/loss"):
-        best.offer({"eval/loss": 1.0, "loss/train": 1.0})
-    assert not _Best(None).offer({"eval/loss": 1.0})
+        best.is_best({"eval/loss": 1.0, "loss/train": 1.0}, most)

@@ -1,11 +1,11 @@
-"""A gold function named in the config: loaded, and its answers checked."""
+"""A score function named in the config: loaded, and its answers checked."""
 
 import math
 
 import pytest
 
 from rayrlhf.errors import ConfigError
-from rayrlhf.evaluation.gold import load_function
+from rayrlhf.score_function import load_function
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A gold score: a Python function that is never trained on, named `module:function` in the config."""
+"""A score that a Python function gives, named `module:function` in the config."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Callable
 
 from rayrlhf.errors import ConfigError
 
-GoldFunction = Callable[[list[str], list[str]], list[float]]
+ScoreFunction = Callable[[list[str], list[str]], list[float]]
 
 
-def load_function(name: str) -> GoldFunction:
-    """The function `f(prompts, responses) -> one float a response` that `module:function` names.
+def load_function(name: str, key: str = "gold") -> ScoreFunction:
+    """The function `f(prompts, responses) -> one float a response` that `module:function` names in the
+    configuration's `key`.
 
     What it returns is checked at each call: ConfigError on another number of scores or on one that
     is not finite.  ConfigError here when the module cannot be imported or has no such function.
     """
     module_name, separator, function_name = name.partition(":")
     if not (module_name and separator and function_name):
-        raise ConfigError(f"gold={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
+        raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"gold={name!r}: cannot import {module_name} ({error}). Install it, or put its folder on PYTHONPATH."
+            f"{key}={name!r}: cannot import {module_name} ({error}). Install it, or put its folder on PYTHONPATH."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ConfigError(f"gold={name!r}: {module_name} has no function {function_name}")
+        raise ConfigError(f"{key}={name!r}: {module_name} has no function {function_name}")
 
     def checked(prompts: list[str], responses: list[str]) -> list[float]:
         scores = [float(score) for score in function(prompts, responses)]

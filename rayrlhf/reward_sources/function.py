@@ -1,0 +1,23 @@
+"""The score of a Python function, for what can be checked by a program."""
+
+from __future__ import annotations
+
+import torch
+
+from rayrlhf.batches import Rollouts, Scores
+from rayrlhf.models.causal_lm import load_tokenizer
+from rayrlhf.rollout_texts import texts_of
+from rayrlhf.score_function import load_function
+
+
+class FunctionReward:
+    """`module:function(prompts, responses) -> one float a response`, on decoded texts."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        """`folder`: where the policy's tokenizer is.  Raises ConfigError, ModelError."""
+        self.function, self.tokenizer = load_function(name, "reward_function"), load_tokenizer(folder)
+
+    def scores(self, rollouts: Rollouts) -> Scores:
+        """One score a row.  Raises ConfigError where the function gives none, or one that is not finite."""
+        total = torch.tensor(self.function(*texts_of(rollouts, self.tokenizer)), dtype=torch.float32)
+        return Scores(total, total[:, None], ("function",))
