@@ -20,6 +20,23 @@ class SamplingConfig(Section):
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits, in sampling and in training.")
     max_new_tokens: int = Field(default=48, ge=1, description="Longest response, in tokens with its end token.")
 
+    @property
+    def is_greedy(self) -> bool:
+        return False
+
+
+class EvaluationSamplingConfig(SamplingConfig):
+    """How responses are sampled where nothing is learnt from them."""
+
+    greedy: bool = Field(
+        default=False,
+        description="Take the most probable token each time; kl and perplexity are then of these tokens, no estimates.",
+    )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.greedy
+
 
 class RolloutConfig(Section):
     """The engine inside each rollout actor."""
@@ -47,4 +64,12 @@ def check_lengths(prompt_max: int, max_new_tokens: int, context: int) -> None:
             f"a prompt of {prompt_max} tokens and a response of {max_new_tokens} make "
             f"{prompt_max + max_new_tokens}, but the model's context is {context}; set max_new_tokens to at "
             f"most {max(0, context - prompt_max)}, shorten the prompts, or take a model with a longer context"
+        )
+
+
+def check_one_source(reward_model: str | None, reward_function: str | None) -> None:
+    """Raises ValueError unless scores come from exactly one of the two."""
+    if (reward_model is None) == (reward_function is None):
+        raise ValueError(
+            f"scores come from one source: reward_model is {reward_model}, reward_function {reward_function}; set one"
         )

@@ -12,9 +12,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from actors.config import EvaluationSamplingConfig, RolloutConfig, check_lengths, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig, Format
@@ -39,12 +39,19 @@ class EvaluateConfig(Section):
     policy: str = Field(description="the model to judge: a stage directory or a Hugging Face folder")
     baseline: str = Field(description="what it is compared with and its KL measured against: the SFT stage")
     base: str = Field(description="whose perplexity of the responses is taken: the pretrained stage")
-    reward_model: str = Field(description="the reward model: its stage, or a sequence-classification folder")
+    reward_model: str | None = Field(
+        default=None, description="the reward model: its stage, or a sequence-classification folder"
+    )
+    reward_function: str | None = Field(
+        default=None, description="in its place: module:function(prompts, responses) -> a score each"
+    )
     prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[:split]")
     format: Format = Field(default="auto", description="how the prompt files are read")
     num_prompts: int = Field(default=500, ge=1, description="how many of them, chosen by a hash of their text")
     max_prompt_tokens: int = Field(default=256, ge=1, description="longer prompts are left out")
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="how the responses are sampled")
+    sampling: EvaluationSamplingConfig = Field(
+        default=EvaluationSamplingConfig(), description="how the responses are sampled"
+    )
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="the engine that samples")
     gold: str | None = Field(default=None, description="module:function(prompts, responses) -> a score each")
     words: str | None = Field(default=None, description="text rows whose words count as known; null: not counted")
@@ -56,16 +63,29 @@ class EvaluateConfig(Section):
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
 
+    @model_validator(mode="after")
+    def _one_source_of_scores(self) -> EvaluateConfig:
+        check_one_source(self.reward_model, self.reward_function)
+        return self
+
 
 def parents(config: EvaluateConfig) -> dict[str, str]:
     """What this stage is made from."""
-    return {
+    from rayrlhf.score_function import source_file
+
+    found = {
         "policy": config.policy,
         "baseline": config.baseline,
         "base": config.base,
-        "reward_model": config.reward_model,
         "prompts": config.prompts,
     }
+    if config.reward_model:
+        found["reward_model"] = config.reward_model
+    if config.reward_function:
+        found["reward_function"] = source_file(config.reward_function)
+    if config.gold:
+        found["gold"] = source_file(config.gold)
+    return found
 
 
 def check(config: EvaluateConfig) -> None:
@@ -79,12 +99,15 @@ def check(config: EvaluateConfig) -> None:
 
     check_run_root(config.run.root)
     folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
-    folders.append(model_folder(config.reward_model))
-    if "SequenceClassification" not in architecture(folders[-1]):
-        raise ModelError(
-            f"reward_model={config.reward_model} holds a {architecture(folders[-1])}, which gives no scores: "
-            "give a reward model's stage"
-        )
+    if config.reward_function:
+        load_function(config.reward_function, "reward_function")
+    if config.reward_model:
+        folders.append(model_folder(config.reward_model))
+        if "SequenceClassification" not in architecture(folders[-1]):
+            raise ModelError(
+                f"reward_model={config.reward_model} holds a {architecture(folders[-1])}, which gives no scores: "
+                "give a reward model's stage"
+            )
     contexts = [check_folder(folder) for folder in folders]
     if config.rollout.max_model_len is not None:
         contexts.append(config.rollout.max_model_len)
@@ -131,7 +154,7 @@ def plan(config: EvaluateConfig) -> list[RolePlan]:
     models = {
         "rollout": config.policy,
         "reference": config.baseline,
-        "reward": config.reward_model,
+        "reward": config.reward_model or config.policy,
         "base": config.base,
     }
     return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in models.items()})
@@ -215,7 +238,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     from actors.rollout import RolloutGroup
     from rayrlhf.checkpoint import model_folder
 
-    def frozen(role: str, kind: Any, actor: type, model: str, **more: float) -> None:
+    def frozen(role: str, kind: Any, actor: type, model: str, **more: Any) -> None:
         place = "policy" if role == "base" else role
         kwargs = {
             "folder": model_folder(model),
@@ -228,7 +251,9 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     temperature = config.sampling.temperature
     frozen("reference", ReferenceGroup, ReferenceReplica, config.baseline, temperature=temperature)
     frozen("base", ReferenceGroup, ReferenceReplica, config.base, temperature=1.0)
-    frozen("reward", RewardGroup, RewardReplica, config.reward_model)
+    # a function decodes with the policy's tokenizer
+    scored_by = config.reward_model or config.policy
+    frozen("reward", RewardGroup, RewardReplica, scored_by, function=config.reward_function)
     groups["rollout"] = RolloutGroup(
         model_folder(config.baseline),
         config.rollout,

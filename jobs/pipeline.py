@@ -1,8 +1,8 @@
 """All stages as one job: prepare -> pretrain -> SFT -> reward model -> PPO -> evaluate -> one served answer.
 
-A stage that is there and was made from the same inputs is skipped; one that was cut off goes on from
-its newest checkpoint.  One Ray connection serves all stages, and a stage that fails leaves the
-finished ones as they are.
+A run whose scores come from a function has no reward model.  A stage that is there and was made from the
+same inputs is skipped; one that was cut off goes on from its newest checkpoint.  One Ray connection serves
+all stages, and a stage that fails leaves the finished ones as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class PipelineConfig(Section):
     prepare: PrepareConfig = Field(description="raw text to tables and a tokenizer")
     pretrain: PretrainConfig = Field(description="the base model")
     sft: SFTConfig = Field(description="supervised fine-tuning")
-    reward_model: RewardModelConfig = Field(description="the reward model")
+    reward_model: RewardModelConfig | None = Field(
+        default=None, description="the reward model; null where a reward_function gives the scores"
+    )
     ppo: PPOConfig = Field(description="reinforcement learning")
     evaluate: EvaluateConfig = Field(description="the policy against SFT")
     serve: ServeConfig | None = Field(default=None, description="serve the best policy for one answer; null: do not")
@@ -52,38 +54,51 @@ class PipelineConfig(Section):
         """Every stage gets the run, and the paths of the stages before it."""
         if not isinstance(given, dict) or not isinstance(given.get("run"), dict) or "name" not in given["run"]:
             return given
-        return _over(_wiring(given["run"], serves=given.get("serve") is not None), given)
+        optional = [stage for stage in ("reward_model", "serve") if given.get(stage) is not None]
+        return _over(_wiring(given["run"], optional), given)
+
+    @model_validator(mode="after")
+    def _one_run(self) -> PipelineConfig:
+        for stage in self.stages:
+            if getattr(self, stage).run != self.run:
+                raise ValueError(
+                    f"{stage}.run differs from run: the pipeline's run is every stage's; remove {stage}.run"
+                )
+        return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this run has, in their order."""
+        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
 
-def _wiring(run: dict[str, Any], serves: bool) -> dict[str, Any]:
+def _wiring(run: dict[str, Any], optional: list[str]) -> dict[str, Any]:
+    """What each stage takes from the ones before it; `optional`: those of the optional stages that there are."""
     root = f"{str(run.get('root', 'runs')).rstrip('/')}/{run['name']}"
     tables = f"{root}/prepare/step_000000/state"
 
     def data(kind: str) -> dict[str, str]:
         return {"train": f"{tables}/{kind}/train", "validation": f"{tables}/{kind}/validation"}
 
-    reward_model, policy = f"{root}/reward_model/latest", f"{root}/ppo/best"
+    base, sft, policy = f"{root}/pretrain/latest", f"{root}/sft/latest", f"{root}/ppo/best"
     wiring: dict[str, Any] = {
         "prepare": {},
         "pretrain": {"model": {"tokenizer": f"{root}/prepare/step_000000/model"}, "data": data("text")},
-        "sft": {"model": f"{root}/pretrain/latest", "data": data("prompt_completion")},
-        "reward_model": {"model": f"{root}/pretrain/latest", "data": data("preference")},
-        "ppo": {
-            "policy_model": f"{root}/sft/latest",
-            "reward_model": reward_model,
-            "prompts": data("prompts"),
-        },
+        "sft": {"model": base, "data": data("prompt_completion")},
+        "ppo": {"policy_model": sft, "prompts": data("prompts")},
         "evaluate": {
             "policy": policy,
-            "baseline": f"{root}/sft/latest",
-            "base": f"{root}/pretrain/latest",
-            "reward_model": reward_model,
+            "baseline": sft,
+            "base": base,
             "prompts": f"{tables}/prompts/validation",
             "words": f"{tables}/text/train",
         },
     }
+    if "reward_model" in optional:
+        wiring["reward_model"] = {"model": base, "data": data("preference")}
+        wiring["ppo"]["reward_model"] = wiring["evaluate"]["reward_model"] = f"{root}/reward_model/latest"
     wiring = {stage: keys | {"run": run} for stage, keys in wiring.items()}
-    return wiring | ({"serve": {"model": policy}} if serves else {})
+    return wiring | ({"serve": {"model": policy}} if "serve" in optional else {})
 
 
 def _over(base: Any, given: Any) -> Any:
@@ -105,7 +120,9 @@ def check(config: PipelineConfig) -> None:
     context = config.pretrain.model.context
     check_lengths(config.ppo.prompts.max_tokens, config.ppo.sampling.max_new_tokens, context)
     check_lengths(config.evaluate.max_prompt_tokens, config.evaluate.sampling.max_new_tokens, context)
-    for stage in SUPERVISED:
+    for stage in config.stages:
+        if stage not in SUPERVISED:
+            continue
         longest = getattr(config, stage).data.max_tokens
         if longest > context:
             raise ConfigError(
@@ -127,7 +144,8 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
         count = parameters_in(model_folder(model.from_folder))
     else:
         count = model.num_parameters(config.prepare.tokenizer.vocab_size)
-    plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in SUPERVISED}
+    supervised = [stage for stage in config.stages if stage in SUPERVISED]
+    plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in supervised}
     plans["ppo"] = plan_for(config.ppo, dict.fromkeys(config.ppo.roles, count))
     evaluate = _job("evaluate")
     plans["evaluate"] = evaluate.plan_for(config.evaluate, dict.fromkeys(evaluate.ROLES, count))
@@ -142,7 +160,7 @@ def run(config: PipelineConfig) -> str:
 
     console, started = Console(), time.time()
     try:
-        for stage in STAGES:
+        for stage in config.stages:
             _stage(stage, getattr(config, stage), config, console)
         if config.serve is not None:
             _ask_once(config.serve, config.question, console)

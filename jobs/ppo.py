@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from actors.config import RolloutConfig, SamplingConfig, check_lengths, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
@@ -78,16 +78,19 @@ class PPOConfig(Section):
 
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> PPOConfig:
-        if (self.reward_model is None) == (self.reward_function is None):
-            raise ValueError("scores come from one source: set reward_model or reward_function, not both or none")
+        check_one_source(self.reward_model, self.reward_function)
         return self
 
     @model_validator(mode="after")
     def _no_critic_no_critic_keys(self) -> PPOConfig:
-        if not self.algorithm.has_critic and (self.critic_model or self.loop.critic_warmup_steps):
+        if not self.algorithm.has_critic and (self.critic_model or self.critic != CriticUpdateConfig()):
             raise ValueError(
-                f"algorithm.estimator={self.algorithm.estimator} has no critic: leave critic_model and "
-                "loop.critic_warmup_steps out"
+                f"algorithm.estimator={self.algorithm.estimator} has no critic: leave critic_model and critic.* out"
+            )
+        if self.algorithm.critic_warmup_steps >= self.loop.steps:
+            raise ValueError(
+                f"algorithm.critic_warmup_steps={self.algorithm.critic_warmup_steps} leaves the policy none of "
+                f"loop.steps={self.loop.steps}: lower one or raise the other"
             )
         if self.policy.normaliser_constant is not None and self.normaliser != "constant":
             raise ValueError(
@@ -98,10 +101,16 @@ class PPOConfig(Section):
 
 def parents(config: PPOConfig) -> dict[str, str]:
     """What this stage is made from."""
+    from rayrlhf.score_function import source_file
+
     found = {
         "policy": config.policy_model,
         "prompts": config.prompts.train,
     }
+    if config.prompts.validation:
+        found["held_out_prompts"] = config.prompts.validation
+    if config.reward_function:
+        found["reward_function"] = source_file(config.reward_function)
     if config.reward_model:
         found["reward_model"] = config.reward_model
     if config.policy.pretraining:
@@ -139,6 +148,10 @@ def check(config: PPOConfig) -> None:
     if config.policy.pretraining:
         data = config.policy.pretraining.data
         sources.check(data.train, data.format, "text")
+        if data.max_tokens > min(contexts):
+            raise ConfigError(
+                f"policy.pretraining.data.max_tokens={data.max_tokens} is above the context of {min(contexts)} tokens"
+            )
         if data.max_tokens > config.policy.microbatch_tokens:
             raise ConfigError(
                 f"policy.pretraining.data.max_tokens={data.max_tokens} does not fit policy.microbatch_tokens="
@@ -155,7 +168,14 @@ def check_batches(config: PPOConfig) -> None:
             f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of algorithm.group_size={group_size}, "
             "the samples of a prompt; set one of them"
         )
-    for name, update in (("policy", config.policy), ("critic", config.critic)):
+    updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
+    mix, minibatches = config.policy.pretraining, config.loop.rollout_batch // config.policy.minibatch
+    if mix is not None and mix.rows < minibatches:
+        raise ConfigError(
+            f"policy.pretraining.rows={mix.rows} leaves some of the {minibatches} minibatches of an RL step without a "
+            f"text: set it to {minibatches} or more"
+        )
+    for name, update in updates.items():
         if config.loop.rollout_batch % update.minibatch:
             raise ConfigError(
                 f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of {name}.minibatch="
@@ -276,7 +296,8 @@ async def _start(
     threads = {role: config.layout.roles[role].threads for role in config.roles}
 
     def learner(role: str, update: PolicyUpdateConfig | CriticUpdateConfig) -> dict[str, Any]:
-        steps = update.optimizer_steps(config.loop.steps, config.loop.rollout_batch)
+        rl_steps = config.loop.steps - (algorithm.critic_warmup_steps if role == "policy" else 0)
+        steps = update.optimizer_steps(rl_steps, config.loop.rollout_batch)
         return {
             "folder": folders[role], "config": update, "total_steps": steps, "seed": seed, "threads": threads[role],
         }  # fmt: skip
@@ -318,8 +339,8 @@ async def _start(
     await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])
     parts: dict[str, Any] = {"critic": NoCritic()} | groups
-    if config.loop.critic_warmup_steps:
-        parts["policy"] = CriticWarmup(parts["policy"], config.loop.critic_warmup_steps)
+    if config.algorithm.critic_warmup_steps:
+        parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
     if texts is not None:
         parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}

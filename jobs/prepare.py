@@ -3,21 +3,22 @@
     runs/NAME/prepare/step_000000/model/                       the tokenizer with its chat template
                                  /state/KIND/{train,validation}/   Parquet
 
-The demo's snippets give the kinds text, prompt_completion, preference and prompts; a user's texts give text.
+The demo's snippets give the kinds text, prompt_completion, preference and prompts, its sums all but
+preference; a user's texts give text.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
-from rayrlhf.data.config import DEMO, SnippetsConfig, SourceConfig, TokenizerConfig
+from rayrlhf.data.config import ARITHMETIC, DEMO, SnippetsConfig, SourceConfig, TokenizerConfig
 from rayrlhf.errors import DataError
 from rayrlhf.run import RunConfig
 
@@ -39,10 +40,20 @@ class PrepareConfig(Section):
     snippets: SnippetsConfig = Field(default=SnippetsConfig(), description="the demo's prompts and pairs")
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer to train")
 
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> PrepareConfig:
+        source, default = self.data.source, SourceConfig()
+        if source != DEMO and self.snippets != SnippetsConfig():
+            raise ValueError(f"snippets.* cuts the demo's snippets; it has no effect with data.source={source}")
+        limits = (self.data.min_chars, self.data.max_chars)
+        if source == ARITHMETIC and limits != (default.min_chars, default.max_chars):
+            raise ValueError(f"data.min_chars and max_chars have no effect with data.source={source}: leave them out")
+        return self
+
 
 def parents(config: PrepareConfig) -> dict[str, str]:
     """What this stage is made from: a user's files; the demo's are fixed by their hash."""
-    return {} if config.data.source == DEMO else {"source": config.data.source}
+    return {} if config.data.source in (DEMO, ARITHMETIC) else {"source": config.data.source}
 
 
 def check(config: PrepareConfig) -> None:
@@ -51,7 +62,7 @@ def check(config: PrepareConfig) -> None:
 
     if config.data.source == DEMO:
         fetch.require()
-    else:
+    elif config.data.source != ARITHMETIC:
         sources.check(config.data.source, config.data.format, "text")
 
 
@@ -74,20 +85,16 @@ def run(config: PrepareConfig) -> str:
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
     """Tables and tokenizer; returns the data card: rows in, dropped and out."""
-    from rayrlhf.data import cleaning, demo, fetch, sources, tokenizer
+    from rayrlhf.data import tokenizer
 
-    is_demo = config.data.source == DEMO
-    data = config.data
-    raw = demo.snippets(str(fetch.require())) if is_demo else sources.read(data.source, data.format, "text")
-    normal_form = demo.normal_form if is_demo else cleaning.normalise
-    kept, counts = cleaning.clean(raw, data.min_chars, data.max_chars, normal_form)
+    tables, counts = _sources(config)
     metrics = {f"data/clean_{fate}": float(count) for fate, count in counts.items()}
     for split in SPLITS:
-        for kind, rows in _tables(kept, split, config, is_demo).items():
+        for kind, rows in tables(split).items():
             count = _write_table(rows, os.path.join(state_dir, kind, split))
             if not count:
                 raise DataError(
-                    f"no {kind} row for {split} in {data.source}: {counts}. "
+                    f"no {kind} row for {split} in {config.data.source}: {counts}. "
                     "Give more text, or change data.validation_share or the limits on length."
                 )
             metrics[f"data/{kind}_{split}_rows"] = float(count)
@@ -98,7 +105,21 @@ def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, f
     return metrics | {"data/vocab_size": float(len(made))}
 
 
-def _tables(kept: Dataset, split: str, config: PrepareConfig, is_demo: bool) -> dict[str, Dataset]:
+def _sources(config: PrepareConfig) -> tuple[Callable[[str], dict[str, Dataset]], dict[str, int]]:
+    """(the tables of a split, by kind; rows by what cleaning did with them)."""
+    from rayrlhf.data import arithmetic, cleaning, demo, fetch, sources
+
+    data = config.data
+    if data.source == ARITHMETIC:
+        return partial(arithmetic.tables, validation_share=data.validation_share), {}
+    is_demo = data.source == DEMO
+    raw = demo.snippets(str(fetch.require())) if is_demo else sources.read(data.source, data.format, "text")
+    normal_form = demo.normal_form if is_demo else cleaning.normalise
+    kept, counts = cleaning.clean(raw, data.min_chars, data.max_chars, normal_form)
+    return partial(_tables, kept, config=config, is_demo=is_demo), counts
+
+
+def _tables(kept: Dataset, split: str, *, config: PrepareConfig, is_demo: bool) -> dict[str, Dataset]:
     """The tables of one split, by kind."""
     from rayrlhf.data import demo
 

@@ -32,10 +32,10 @@ class PretrainConfig(Section):
 
 def parents(config: PretrainConfig) -> dict[str, str]:
     """What this stage is made from."""
-    from rayrlhf.training.job import data_parent
+    from rayrlhf.training.job import data_parents
 
     role = "model" if config.model.from_folder else "tokenizer"
-    return {role: config.model.source(), "data": data_parent(config.data.train)}
+    return {role: config.model.source()} | data_parents(config.data)
 
 
 def check(config: PretrainConfig) -> None:

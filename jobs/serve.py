@@ -117,10 +117,10 @@ def start(config: ServeConfig) -> str:
     Returns the base URL, `http://HOST:PORT/v1`.  Raises RoleError when a replica cannot start,
     ResourceError when it is not up within `start_deadline_s`.
     """
-    _quiet()
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
+    _quiet()
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
     app = build_openai_app(
         {
@@ -134,9 +134,9 @@ def start(config: ServeConfig) -> str:
 
 
 def _quiet() -> None:
-    """vLLM and the HTTP client say on import and for every request what no user asked for."""
-    for name in ("vllm", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Ray Serve and the HTTP client say for every step and request what no user asked for."""
+    for name in ("ray.serve", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _wait_until_running(deadline_s: float) -> None:

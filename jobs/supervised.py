@@ -32,9 +32,9 @@ class FineTuning:
 
     def parents(self, config: FineTuneConfig) -> dict[str, str]:
         """What this stage is made from."""
-        from rayrlhf.training.job import data_parent
+        from rayrlhf.training.job import data_parents
 
-        return {"model": config.model, "data": data_parent(config.data.train)}
+        return {"model": config.model} | data_parents(config.data)
 
     def check(self, config: FineTuneConfig) -> None:
         """Model and data are there and fit together; UserError otherwise."""

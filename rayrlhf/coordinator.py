@@ -54,7 +54,6 @@ class StepResult:
     experience: Experience
     estimate: estimators.Estimate
     beta: float
-    beta_in_reward: float
     step: int
     learned: Metrics
 
@@ -95,10 +94,11 @@ class PPO:
             ),
             roles.critic.update(CriticBatch(*common, values.values, estimate.returns), step),
         )
-        kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
-        self.kl_control.update(kl, len(rollouts))
+        if step > config.critic_warmup_steps:  # before that nothing moves, and a KL of 0 says nothing about beta
+            kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
+            self.kl_control.update(kl, len(rollouts))
         sync = await roles.publisher.publish(step)
-        return StepResult(experience, estimate, beta, beta_in_reward, step, policy_metrics | critic_metrics | sync)
+        return StepResult(experience, estimate, beta, step, policy_metrics | critic_metrics | sync)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep beside the roles' own."""

@@ -24,9 +24,10 @@ from rayrlhf.roles import Metrics
 
 @dataclass(frozen=True)
 class Estimate:
-    """f32 `[B, T]` each: the rewards, the advantages the policy learns from, the returns the critic
-    learns from (0 without a critic)."""
+    """What each sequence's end earned, f32 `[B]`; and f32 `[B, T]` the rewards (that, and the KL's part), the
+    advantages the policy learns from, the returns the critic learns from (0 without a critic)."""
 
+    ends: Tensor
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
@@ -65,7 +66,7 @@ class ActorCritic(_Estimator):
         ends, bootstrap = ends_of_responses(scores, experience, config.truncation)
         rewards = self.rewards(experience, ends, beta)
         advantages, returns = gae(rewards, experience.values.values, mask, config.gamma, config.lam, bootstrap)
-        return Estimate(rewards, self.whitened(advantages, mask), returns)
+        return Estimate(ends, rewards, self.whitened(advantages, mask), returns)
 
 
 class ReinforcePP(_Estimator):
@@ -77,7 +78,7 @@ class ReinforcePP(_Estimator):
         rewards = self.rewards(experience, ends, beta)
         # values of 0 and lambda 1 leave of GAE the discounted sum of what follows
         sums, _ = gae(rewards, torch.zeros_like(rewards), mask, self.config.gamma, lam=1.0)
-        return Estimate(rewards, self.whitened(sums, mask), torch.zeros_like(rewards))
+        return Estimate(ends, rewards, self.whitened(sums, mask), torch.zeros_like(rewards))
 
 
 class GroupBaseline(_Estimator):
@@ -95,7 +96,7 @@ class GroupBaseline(_Estimator):
             advantages = rloo(rewards.sum(1), config.group_size)
         else:
             advantages = grpo(ends, config.group_size, scale_by_std=config.estimator == "grpo")
-        return Estimate(rewards, torch.where(mask, advantages[:, None], 0.0), torch.zeros_like(rewards))
+        return Estimate(ends, rewards, torch.where(mask, advantages[:, None], 0.0), torch.zeros_like(rewards))
 
 
 def ends_of_responses(scores: Tensor, experience: Experience, truncation: TruncationConfig) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ import fsspec
 from rayrlhf.checkpoint import StageDir, find_stage, stage_hash
 from rayrlhf.errors import CheckpointError
 
+# How long to wait and what to keep: after an error that says to raise a deadline, the run still resumes.
+NO_INPUTS = ("when_changed", "call_deadline_s", "start_deadline_s", "save_every", "keep")
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -25,7 +28,10 @@ def standing(root: str, config: dict[str, Any], parents: dict[str, str]) -> Stan
     filesystem, where = fsspec.core.url_to_fs(root)
     if not filesystem.exists(f"{where}/latest"):
         return Standing("absent", None)
-    stage = find_stage(root)
+    try:
+        stage = find_stage(root)
+    except CheckpointError as error:
+        return Standing("changed", None, (f"it cannot be read: {error}",))
     known = {role: parent["hash"] for role, parent in stage.manifest["parents"].items()}
     differences = _differences("", _inputs(stage.manifest["config"]), _inputs(config))
     for role, path in parents.items():
@@ -54,6 +60,13 @@ def claim(root: str, config: dict[str, Any], parents: dict[str, str]) -> Standin
     if found.state != "changed":
         return found
     filesystem, where = fsspec.core.url_to_fs(root)
+    for role, path in parents.items():
+        if not path.startswith("hf://") and fsspec.core.url_to_fs(path)[1].startswith(where.rstrip("/") + "/"):
+            raise CheckpointError(
+                f"{role}={path} lies inside {root}, which run.when_changed=replace would delete first: "
+                "give this run another run.name"
+            )
+    filesystem.rm_file(f"{where}/latest")  # first: what a kill leaves of the rest then counts as absent
     filesystem.rm(where, recursive=True)
     return Standing("absent", None)
 
@@ -68,10 +81,12 @@ def _refusal(root: str, found: Standing) -> CheckpointError:
 
 
 def _inputs(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` without the key that says what to do about differences."""
-    if "run" not in config:
-        return config
-    return config | {"run": {key: value for key, value in config["run"].items() if key != "when_changed"}}
+    """`config` without the keys that change nothing in what is made."""
+    kept = {}
+    for key, value in config.items():
+        if key not in NO_INPUTS:
+            kept[key] = _inputs(value) if isinstance(value, dict) else value
+    return kept
 
 
 def _differences(prefix: str, before: Any, now: Any) -> list[str]:

@@ -87,6 +87,9 @@ class AlgorithmConfig(Section):
     score: ScoreConfig = Field(default_factory=ScoreConfig, description="what a score goes through first")
     kl: KLConfig = Field(default_factory=KLConfig, description="the KL term")
     truncation: TruncationConfig = Field(default_factory=TruncationConfig, description="responses cut by length")
+    critic_warmup_steps: int = Field(
+        default=0, ge=0, description="gae: first steps in which the critic learns and the policy does not"
+    )
 
     @property
     def has_critic(self) -> bool:
@@ -114,6 +117,8 @@ class AlgorithmConfig(Section):
             raise ValueError(f"estimator={name} has the KL in the loss, where kl.kind=k1 has no gradient: set k2 or k3")
         if not self.has_critic and self.truncation.handling == "bootstrap":
             raise ValueError(f"truncation.handling=bootstrap needs a critic; estimator={name} has none: set penalty")
+        if not self.has_critic and self.critic_warmup_steps:
+            raise ValueError(f"critic_warmup_steps={self.critic_warmup_steps}, but estimator={name} has no critic")
         if not self.has_critic and self.lam != 0.95:
             raise ValueError(f"lam={self.lam} has no effect with estimator={name}: leave it out")
         if is_grouped and (self.gamma != 1.0 or not self.whiten):
@@ -126,9 +131,6 @@ class LoopConfig(Section):
 
     steps: int = Field(default=100, ge=1, description="RL steps")
     rollout_batch: int = Field(default=64, ge=1, description="sequences sampled a step")
-    critic_warmup_steps: int = Field(
-        default=0, ge=0, description="first steps in which the critic learns and the policy does not"
-    )
     evaluate_every: int = Field(default=20, ge=1, description="steps between evaluations on held-out prompts")
     evaluation_prompts: int = Field(default=128, ge=1, description="held-out prompts of such an evaluation")
     save_every: int = Field(default=20, ge=1, description="steps between checkpoints; the last step is always saved")

@@ -39,7 +39,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "objective/scores_std": scores.total.std(correction=0),
         "objective/kl": sequence_kl.mean(),
         "objective/kl_token_max_abs": torch.where(mask, kl, 0.0).abs().max(),
-        "objective/non_score_reward": -result.beta_in_reward * sequence_kl.mean(),
+        "objective/non_score_reward": (result.estimate.rewards.sum(1) - result.estimate.ends).mean(),
         "objective/rlhf_reward": result.estimate.rewards.sum(1).mean(),
         "objective/beta": torch.tensor(result.beta),
         "rollout/length": lengths.mean(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -46,3 +46,13 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
         return scores
 
     return checked
+
+
+def source_file(name: str) -> str:
+    """The file of the module in `module:function`; the module's name where Python finds none."""
+    module = name.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    return found.origin if found is not None and found.origin else module

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from rayrlhf import checkpoint
 from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash
 from rayrlhf.errors import CheckpointError, ModelError
 
@@ -70,6 +71,79 @@ def test_the_best_checkpoint_becomes_the_result(tmp_path, kind, monkeypatch):
     assert open(f"{stage.model_dir}/config.json").read() == json.dumps({"text": "weights 2"})
     with pytest.raises(CheckpointError):
         find_stage(f"{root}/step_000003")
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch, number: int) -> None:
+    """The process ends before its `number`th write of a manifest or pointer."""
+    write_file, calls = checkpoint._write, []
+
+    def write_or_die(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise Killed
+        write_file(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_write", write_or_die)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_kill_while_finishing_loses_neither_the_newest_nor_the_best(tmp_path, monkeypatch, number):
+    root = f"{tmp_path}/run/sft"
+    write(root, 1, "weights 1", is_best=True, is_final=False, keep=1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, number)  # manifest, best, latest
+        write(root, 2, "weights 2", is_best=True, is_final=False, keep=1)
+    resumed_from = find_stage(root).manifest["step"]
+    assert resumed_from == 1, "latest is written last"
+    assert find_stage(f"{root}/best").manifest["step"] == (1 if number < 3 else 2)
+    write(root, 2, "again", is_best=True, is_final=False, keep=1)
+    write(root, 3, "worse", is_final=False, keep=1)
+    make_final(root, 2, 1.0)
+    assert find_stage(root).manifest["step"] == 2 and find_stage(root).manifest["is_final"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_kill_while_declaring_the_result_leaves_a_stage_to_resume(tmp_path, monkeypatch, number):
+    root = f"{tmp_path}/run/sft"
+    for step in (1, 2):
+        write(root, step, is_best=step == 1, is_final=False)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, number)  # latest, manifest
+        make_final(root, 1, 1.0)
+    assert not find_stage(root).manifest["is_final"]
+    make_final(root, 1, 1.0)
+    assert find_stage(root).manifest["is_final"] and find_stage(root).manifest["step"] == 1
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    root = f"{tmp_path}/run/sft"
+    for step in (999_999, 1_000_000, 1_000_001):
+        write(root, step, keep=2)
+    assert sorted(os.listdir(root)) == ["latest", "step_1000000", "step_1000001"]
+
+
+def test_a_stage_that_is_not_finished_is_no_model_unless_its_step_is_named(tmp_path):
+    root = f"{tmp_path}/run/sft"
+    path = write(root, 6, is_final=False)
+    for name in (root, f"{root}/latest"):
+        with pytest.raises(CheckpointError, match="is not finished: its newest checkpoint is of step 6"):
+            model_folder(name)
+    assert model_folder(path) == f"{path}/model"
+
+
+def test_the_hash_of_files_follows_their_contents(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("12345")
+    pattern, folder = f"{tmp_path}/*.jsonl", str(tmp_path)
+    before = stage_hash(pattern), stage_hash(folder), stage_hash(f"{tmp_path}/a.jsonl")
+    (tmp_path / "a.jsonl").write_text("12346")
+    after = stage_hash(pattern), stage_hash(folder), stage_hash(f"{tmp_path}/a.jsonl")
+    assert all(before) and all(a != b for a, b in zip(before, after, strict=True))
+    assert stage_hash("hf://some/set:train") == "" == stage_hash(f"{tmp_path}/none*")
 
 
 def test_the_wrong_kind_is_refused(tmp_path):

@@ -106,6 +106,12 @@ def test_scores_are_clipped_and_reported_unclipped():
     assert step_metrics(result)["objective/scores"] == 1.0
 
 
+def test_the_part_of_the_kl_in_the_reward_is_of_its_kind():
+    fake = FakeRoles(logprob=-1.0, reference=-1.5)
+    result = step(make(fake, kl=KLConfig(beta=0.2, kind="k2")), fake)
+    assert step_metrics(result)["objective/non_score_reward"] == pytest.approx(-0.2 * 3 * 0.125)
+
+
 def test_an_adaptive_beta_moves_towards_its_target():
     # KL is 1.5 nats a sequence and the target 0.5: the error is clipped to 0.2;
     # 2 sequences of a horizon of 10: beta *= 1 + 0.2 * 2 / 10
@@ -139,13 +145,17 @@ def test_the_running_normalisation_is_resumed():
 def test_the_critic_warms_up_alone():
     fake = FakeRoles()
     roles = Roles(CriticWarmup(fake.policy, 1), fake.critic, fake.frozen, fake, fake, fake)
-    ppo = PPO(roles, AlgorithmConfig(), seed=7)
+    kl = KLConfig(beta=0.1, target=0.5, horizon=10)
+    ppo = PPO(roles, AlgorithmConfig(critic_warmup_steps=1, kl=kl), seed=7)
 
     async def two_steps():
         await fake.publish(0)
-        return [await ppo.step(prompts(2), number) for number in (1, 2)]
+        await ppo.step(prompts(2), 1)
+        assert ppo.kl_control.beta == 0.1, "a policy that stands still says nothing about beta"
+        return [await ppo.step(prompts(2), 2)]
 
     asyncio.run(two_steps())
+    assert ppo.kl_control.beta != 0.1
     updates = [call for call in fake.calls if call.endswith("update")]
     assert updates[0] == "critic.update" and sorted(updates[1:]) == ["critic.update", "policy.update"]
 

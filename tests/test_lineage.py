@@ -46,3 +46,30 @@ def test_how_to_treat_changes_is_no_change(tmp_path):
 def test_a_checkpoint_on_the_way_is_unfinished(tmp_path):
     make(f"{tmp_path}/ppo", {}, {}, is_final=False)
     assert standing(f"{tmp_path}/ppo", {}, {}).state == "unfinished"
+
+
+def test_waiting_longer_or_keeping_more_changes_nothing(tmp_path):
+    root = f"{tmp_path}/ppo"
+    make(root, {"call_deadline_s": 900.0, "loop": {"save_every": 20, "keep": 2, "steps": 5}}, {})
+    now = {"call_deadline_s": 9.0, "loop": {"save_every": 3, "keep": 9, "steps": 5}}
+    assert standing(root, now, {}).state == "finished"
+    now["loop"]["steps"] = 6
+    assert standing(root, now, {}).differences == ("loop.steps: 5 -> 6",)
+
+
+def test_what_is_replaced_is_not_what_it_is_made_from(tmp_path):
+    root, replace = f"{tmp_path}/sft", {"run": {"when_changed": "replace"}}
+    step = make(root, {"lr": 1.0}, {})
+    with pytest.raises(CheckpointError, match="lies inside"):
+        claim(root, replace, {"model": step})
+    assert standing(root, {"lr": 1.0}, {}).state == "finished", "nothing was deleted"
+
+
+def test_a_torn_stage_can_be_replaced(tmp_path):
+    root = f"{tmp_path}/sft"
+    step = make(root, {"run": {"when_changed": "refuse"}}, {})
+    with open(f"{step}/model/config.json", "a") as file:
+        file.write("torn")
+    with pytest.raises(CheckpointError, match="cannot be read: .*is torn"):
+        claim(root, {"run": {"when_changed": "refuse"}}, {})
+    assert claim(root, {"run": {"when_changed": "replace"}}, {}).state == "absent"

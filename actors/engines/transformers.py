@@ -65,7 +65,7 @@ class TransformersEngine:
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu() / sampling.temperature
             distribution = torch.log_softmax(logits, dim=-1)
-            chosen = draw(distribution, uniform[:, step])
+            chosen = distribution.argmax(-1) if sampling.is_greedy else draw(distribution, uniform[:, step])
             sampled.append(chosen)
             logprobs.append(distribution.gather(1, chosen[:, None])[:, 0])
             ended |= torch.isin(chosen, self._ends)

@@ -69,7 +69,7 @@ class VLLMEngine:
             [{"prompt_token_ids": tokens[:length]} for tokens, length in rows],
             [
                 SamplingParams(
-                    temperature=sampling.temperature,
+                    temperature=0.0 if sampling.is_greedy else sampling.temperature,
                     max_tokens=sampling.max_new_tokens,
                     seed=row_seed(seed, index),
                     logprobs=0,  # of the sampled token only

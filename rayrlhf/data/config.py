@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rayrlhf.config import Section
 
 DEMO = "demo:snippets"
+ARITHMETIC = "demo:arithmetic"
 
 Format = Literal["auto", "jsonl", "parquet", "csv", "text"]
 TooLong = Literal["drop", "truncate"]
@@ -31,7 +32,8 @@ class SourceConfig(Section):
     source: str = Field(
         default=DEMO,
         min_length=1,
-        description=f"{DEMO} (rated movie-review snippets), or text rows: a file, a folder, a glob or hf://name[:split]",
+        description=f"{DEMO} (rated movie-review snippets), {ARITHMETIC} (sums), or text rows: a file, a folder, a "
+        "glob or hf://name[:split]",
     )
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     validation_share: float = Field(
@@ -77,7 +79,7 @@ class TokenizerConfig(Section):
     kind: Literal["bpe", "words"] = Field(
         default="bpe", description="byte-level BPE; or whole words, and pieces for the rare ones (for few texts)"
     )
-    vocab_size: int = Field(default=8192, ge=260, description="most tokens in all: 3 special, 256 bytes, merges, words")
+    vocab_size: int = Field(default=8192, ge=259, description="most tokens in all: 3 special, 256 bytes, merges, words")
     num_pieces: int = Field(
         default=400, ge=259, description="kind=words: tokens that are no words: 3 special, 256 bytes, merges"
     )
@@ -86,6 +88,8 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _room_for_words(self) -> "TokenizerConfig":
+        if self.kind == "bpe" and (self.num_pieces, self.min_count) != (400, 2):
+            raise ValueError("num_pieces and min_count have no effect with kind=bpe: leave them out, or set kind=words")
         if self.kind == "words" and self.num_pieces >= self.vocab_size:
             raise ValueError(
                 f"num_pieces={self.num_pieces} leaves no room for words in vocab_size={self.vocab_size}: "

@@ -12,6 +12,7 @@ from rayrlhf.data.templates import SNIPPET
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MAX_WORD_BYTES = 64
 PAD, BOS, EOS = SPECIAL = ("<pad>", "<s>", "</s>")
 
 Texts = Callable[[], Iterable[list[str]]]  # batches of texts, from the beginning each time it is called
@@ -80,8 +81,8 @@ def _words(texts: Texts, vocab_size: int, num_pieces: int, min_count: int) -> To
         vocabulary.setdefault(word, len(vocabulary))
     model: Any = models.WordPiece  # its stub names none of the keyword arguments
     return _byte_level(
-        # all bytes are pieces, so nothing is unknown; the limit is on the characters of one word
-        model(vocabulary, unk_token=PAD, continuing_subword_prefix="", max_input_chars_per_word=1_000_000)
+        # all bytes are pieces, so nothing is unknown
+        model(vocabulary, unk_token=PAD, continuing_subword_prefix="", max_input_chars_per_word=MAX_WORD_BYTES)
     )
 
 
@@ -90,6 +91,9 @@ def _byte_level(model: Any) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
     backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # the time of a search for the longest piece grows with the cube of a word's length: spam and texts without spaces
+    short = pre_tokenizers.FixedLength(length=MAX_WORD_BYTES)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, short])  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return backend

@@ -67,7 +67,7 @@ class Engine:
 
         `loss_fn(microbatch) -> (loss, stats)` runs the forward through `engine.module`; its loss is
         this microbatch's share of the minibatch loss.  Every rank must give as many microbatches.
-        Returns the stats (every microbatch has the same names) summed over microbatches and ranks,
+        Returns the stats (every rank must have the same names) summed over microbatches and ranks,
         a name ending in `_max` as the maximum; plus `optim/grad_norm` (before clipping) and
         `optim/lr`.  Raises RayRLHFError when the gradient norm is not finite; weights are then
         unchanged.

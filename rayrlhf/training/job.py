@@ -30,6 +30,7 @@ def check(kind: str, data: DataConfig, train: TrainConfig, context: int) -> None
         sources.check(data.validation, data.format, kind)
 
 
-def data_parent(path: str) -> str:
-    """The stage directory that holds the data at `path`, or `path` itself."""
-    return path.split("/state/")[0]
+def data_parents(data: DataConfig) -> dict[str, str]:
+    """What the rows come from, by role: the stage directory that holds them, or the path itself."""
+    paths = {"data": data.train} | ({"validation": data.validation} if data.validation else {})
+    return {role: path.split("/state/")[0] for role, path in paths.items()}

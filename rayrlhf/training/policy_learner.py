@@ -157,7 +157,7 @@ class PolicyLearner(Learner):
         return mix.coefficient * loss, {"loss/pretraining": loss.detach()}
 
     def is_enough(self, stats: Metrics) -> bool:
-        """Early stop on KL, as in OpenAI's Spinning Up: the minibatch that went too far is the last."""
+        """Early stop on KL, after the update that showed it (OpenAI's Spinning Up stops before that one)."""
         bound = self.config.max_approx_kl
         return bound is not None and stats["policy/approxkl"] > bound
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
@@ -39,6 +39,12 @@ class EntropyConfig(Section):
         default=0.005, gt=0, description="with a target, how much the weight moves an RL step and nat of difference"
     )
 
+    @model_validator(mode="after")
+    def _rate_needs_a_target(self) -> "EntropyConfig":
+        if self.target is None and self.rate != 0.005:
+            raise ValueError(f"entropy.rate={self.rate} has no effect without entropy.target: set one, or leave it out")
+        return self
+
 
 class PretrainingMixConfig(Section):
     """Text whose log-likelihood the policy's loss keeps up (PPO-ptx, Ouyang et al. 2022, eq. 2)."""
@@ -46,6 +52,12 @@ class PretrainingMixConfig(Section):
     data: DataConfig = Field(description="text rows; their `train` is read")
     rows: int = Field(default=64, ge=1, description="texts mixed into an RL step, shared out over its minibatches")
     coefficient: float = Field(default=1.0, gt=0, description="weight of the mean negative log-likelihood of a token")
+
+    @model_validator(mode="after")
+    def _no_validation(self) -> "PretrainingMixConfig":
+        if self.data.validation is not None:
+            raise ValueError("pretraining.data.validation has no effect: texts are mixed in, not validated on")
+        return self
 
 
 class PolicyUpdateConfig(UpdateConfig):
@@ -82,7 +94,8 @@ class PolicyUpdateConfig(UpdateConfig):
         default=None,
         gt=0,
         lt=1,
-        description="save in model/ the weights' moving average over RL steps with this decay; null: the weights",
+        description="save in model/ the weights' moving average over RL steps with this decay, while the weights "
+        "themselves sample and are what eval/* speaks of; null: save the weights",
     )
     pretraining: PretrainingMixConfig | None = Field(default=None, description="PPO-ptx; null: none")
     entropy: EntropyConfig = Field(default_factory=EntropyConfig, description="the entropy bonus")

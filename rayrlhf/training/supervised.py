@@ -90,11 +90,11 @@ class Supervised:
                 if validation and (is_last or _is_due(progress.step, self.train.validate_every)):
                     metrics |= self._validate(validation)
                     is_best = stopping is not None and progress.is_best(metrics, stopping)
+                if report is not None:
+                    report.step(progress.step, metrics)
                 is_final = is_last and not stopping
                 if is_best or is_final or _is_due(progress.step, self.train.save_every):
                     path = self._save(metrics, is_best, is_final)
-                if report is not None:
-                    report.step(progress.step, metrics)
         finally:
             if report is not None:
                 report.close()

@@ -11,7 +11,7 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from actors.config import RolloutConfig, SamplingConfig, check_lengths
+from actors.config import EvaluationSamplingConfig, RolloutConfig, SamplingConfig, check_lengths
 from actors.engines.base import end_tokens, row_seed
 from actors.engines.transformers import draw
 from rayrlhf.batches import Prompts
@@ -115,6 +115,19 @@ def test_sampled_logprobs_follow_the_weights(host, tiny_model, engine, kind):
     ray.get(actor.load.remote(9, [back]))
     again = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
     assert torch.equal(again.tokens, before.tokens)  # same weights, same seed, same responses
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_greedy_takes_the_most_probable_token(host, tiny_model, engine):
+    actor, model = host(engine, "llama"), AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
+    greedy = EvaluationSamplingConfig(greedy=True, max_new_tokens=6)
+    rollouts = ray.get(actor.generate.remote(prompts(4), greedy, 1))
+    for row in range(4):
+        tokens = rollouts.tokens[row, : rollouts.lengths[row]]
+        with torch.no_grad():
+            best = model(input_ids=tokens[None]).logits[0].argmax(-1)
+        for t in rollouts.response_mask[row].nonzero()[:, 0].tolist():
+            assert int(tokens[t]) == int(best[t - 1])
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

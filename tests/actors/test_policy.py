@@ -1,6 +1,7 @@
 """Policy and critic over several ranks: real Ray actors, real torch.distributed, real DeepSpeed."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import ray
@@ -11,12 +12,13 @@ from actors.critic import CriticRank
 from actors.group import CriticGroup, PolicyGroup, RankGroup
 from actors.policy import PolicyRank
 from actors.ranks import EngineRank
+from rayrlhf.data.config import DataConfig
 from rayrlhf.models.digest import tensor_digest
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.critic_learner import CriticLearner
 from rayrlhf.training.policy_learner import PolicyLearner
-from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig
-from tests.training.experience import critic_batch, policy_batch, random_rollouts
+from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig, PretrainingMixConfig
+from tests.training.experience import TEXTS, critic_batch, policy_batch, random_rollouts
 
 # pieces of few rows, so that two ranks get different numbers of them and an empty one fills up
 SPLIT = {"epochs": 2, "minibatch": 5, "microbatch_tokens": 40, "forward_tokens": 60}
@@ -54,6 +56,31 @@ class BothLearners(EngineRank):
                 outputs |= {f"{name}.{key}": tensor for key, tensor in (bucket or {}).items()}
         return self.answer((outputs, metrics))
 
+    def every_term(self, stage):
+        """The same for a policy with every term of the loss, an early stop and a moving average."""
+        data = DataConfig(train="unused.jsonl")
+        config = PolicyUpdateConfig(
+            **SPLIT,
+            engine=sgd(stage),
+            importance_cap=1.2,
+            dual_clip=1.5,
+            ema_decay=0.5,
+            max_approx_kl=2e-3,
+            entropy={"coefficient": 0.01},
+            pretraining=PretrainingMixConfig(data=data, coefficient=0.5),
+        )
+        policy = PolicyLearner(self.folder, config, 0.7, 6, seed=0, normaliser="sequence_mean")
+        now, mask = policy.logprobs(ROLLOUTS), ROLLOUTS.response_mask
+        wave = torch.where(mask, torch.sin(torch.arange(now.numel())).view_as(now), 0.0)
+        batch = replace(policy_batch(ROLLOUTS, now), ref_logprobs=now - 0.3 * wave, sampled_logprobs=now + 0.4 * wave)
+        # 3 texts in 3 minibatches: with two ranks one of them has none
+        metrics = policy.update(batch, step=1, kl_coefficient=0.2, texts=TEXTS)
+        outputs = {}
+        for bucket in policy.engine.weight_buckets(20_000):
+            outputs |= bucket or {}
+        outputs |= {f"average.{name}": tensor for name, tensor in policy.average.weights.items()}
+        return self.answer((outputs, metrics))
+
 
 @pytest.fixture
 def groups(ray_local):
@@ -78,6 +105,17 @@ async def test_ranks_and_zero_stages_change_nothing(groups, tiny_model):
     start = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     moved = max(float((expected[f"policy.{name}"] - p.detach()).abs().max()) for name, p in start.items())
     assert moved > 1e-3
+
+    whole, whole_metrics = await alone.together("every_term", 1)
+    assert 1 < whole_metrics["policy/optimizer_steps"] < 6, "the early stop came into it"
+    assert whole_metrics["policy/importance_capped_share"] > 0 and whole_metrics["loss/pretraining_avg"] > 0
+    for group, stage in ((alone, 3), (pair, 1), (pair, 3)):
+        outputs, metrics = await group.together("every_term", stage)
+        assert outputs.keys() == whole.keys() and len(outputs) == 2 * len(start)
+        for name, tensor in whole.items():
+            gap = float((outputs[name] - tensor).abs().max())
+            assert gap < 1e-5, f"{name} differs by {gap} with {group.names} at ZeRO {stage}"
+        assert metrics == pytest.approx(whole_metrics, rel=1e-3, abs=1e-5)
 
     for group, stage in ((alone, 2), (alone, 3), (pair, 1), (pair, 2), (pair, 3)):
         outputs, metrics = await group.together("one_step", stage)

@@ -102,7 +102,8 @@ def test_the_trained_tokenizer(kind: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     texts = ["the cat sat on the mat", "the dog's café - 9 ½ weeks"] * 20
-    config = TokenizerConfig(kind=kind, vocab_size=300, num_pieces=270, model_max_length=64)
+    words = {"num_pieces": 270} if kind == "words" else {}
+    config = TokenizerConfig(kind=kind, vocab_size=300, model_max_length=64, **words)
     made = tokenizer.train(lambda: [texts[:20], texts[20:]], config)
     made.save_pretrained(tmp_path)
     back = AutoTokenizer.from_pretrained(tmp_path)
@@ -124,7 +125,8 @@ def test_the_trained_tokenizer(kind: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bpe", "words"])
 def test_training_twice_gives_the_same_tokenizer(kind: Any) -> None:
     texts = [f"some word{i % 7} and other{i % 11} things" for i in range(100)]
-    config = TokenizerConfig(kind=kind, vocab_size=400, num_pieces=300)
+    words = {"num_pieces": 300} if kind == "words" else {}
+    config = TokenizerConfig(kind=kind, vocab_size=400, **words)
 
     def made(rows: list[str]) -> Any:
         return tokenizer.train(lambda: iter([rows]), config).backend_tokenizer.to_str()
@@ -141,6 +143,17 @@ def test_frequent_words_are_whole_and_rare_ones_in_pieces() -> None:
     assert len(made) == 259 + 2, "Ġsplendid and Ġfilm; a is a byte already, the others occur less than 3 times"
     assert len(tokenizer.train(lambda: [texts], config.model_copy(update={"min_count": 1, "vocab_size": 262}))) == 262
     assert made.decode(made("x" * 500)["input_ids"], skip_special_tokens=True) == "x" * 500
+
+
+def test_a_word_without_end_takes_no_time_without_end() -> None:
+    made = tokenizer.train(lambda: [["a few words"] * 3], TokenizerConfig(kind="words", vocab_size=300, num_pieces=262))
+    text = "x" * 100_000 + "日本" * 10_000
+    assert made.decode(made(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_keys_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="no effect with kind=bpe"):
+        TokenizerConfig(min_count=3)
 
 
 def test_words_need_room() -> None:

@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_models(config, folders, ray_local, monkeyp
 
     rows = [json.loads(line) for line in open(f"{stage.state_dir}/samples.jsonl")]
     assert [row["prompt"] for row in rows] == seen[0].prompts and len(rows) == NUM_PROMPTS
-    assert set(stage.manifest["parents"]) == {"policy", "baseline", "base", "reward_model", "prompts"}
+    assert set(stage.manifest["parents"]) == {"policy", "baseline", "base", "reward_model", "prompts", "gold"}
     (line,) = [json.loads(line) for line in open(f"{config.run.directory}/metrics.jsonl")]
     assert line["stage"] == "evaluate" and line["eval/policy/kl"] == metrics["eval/policy/kl"]
     out = capsys.readouterr().out
@@ -155,3 +155,22 @@ def test_mistakes(config, tiny_model, tmp_path) -> None:
         with pytest.raises(error, match=message):
             evaluate.check(with_keys(**keys))
     evaluate.check(config)
+
+
+def test_a_function_scores_in_the_place_of_a_reward_model(config, folders, ray_local) -> None:
+    given = config.model_dump() | {
+        "reward_model": None,
+        "reward_function": "tests.jobs.rewards:vowels",
+        "gold": "tests.jobs.rewards:vowels",
+        "sampling": {"max_new_tokens": 8, "greedy": True},
+        "rollout": {"engine": "transformers"},
+    }
+    scored = evaluate.EvaluateConfig.model_validate(given)
+    evaluate.check(scored)
+    stage = find_stage(evaluate.run(scored), kind="evaluate")
+    metrics = stage.manifest["metrics"]
+    for side in ("baseline", "policy"):
+        assert metrics[f"eval/{side}/score"] == metrics[f"eval/{side}/gold"]
+    assert "reward_model" not in stage.manifest["parents"]
+    with pytest.raises(ValueError, match="one source"):
+        evaluate.EvaluateConfig.model_validate(given | {"reward_function": None})

@@ -31,8 +31,18 @@ def test_each_stage_takes_what_the_ones_before_it_left():
     )
     assert config.ppo.prompts.max_tokens == 32, "what the file says is kept beside what is filled in"
     assert (config.evaluate.policy, config.evaluate.baseline) == ("runs/mine/ppo/best", "runs/mine/sft/latest")
-    assert {getattr(config, stage).run.seed for stage in pipeline.STAGES} == {3}
+    assert {getattr(config, stage).run.seed for stage in config.stages} == {3} and config.stages == pipeline.STAGES
     assert config.serve is not None and config.serve.model == "runs/mine/ppo/best"
+
+
+def test_scores_of_a_function_need_no_reward_model():
+    config = load(pipeline.PipelineConfig, str(ROOT / "jobs/configs/arithmetic.yaml"), [])
+    assert config.stages == ("prepare", "pretrain", "sft", "ppo", "evaluate")
+    assert config.ppo.reward_model is None and config.evaluate.reward_model is None
+    assert config.ppo.reward_function == config.evaluate.reward_function == "rayrlhf.data.arithmetic:reward"
+    assert "critic" not in config.ppo.roles and config.evaluate.sampling.greedy
+    pipeline.check(config)
+    assert list(pipeline.plan(config)) == ["pretrain", "sft", "ppo", "evaluate"]
 
 
 def test_without_a_serve_section_nothing_is_served():
@@ -49,6 +59,7 @@ def test_the_demo_fits_sixty_lines():
         ("sft.train.minbatch=3", "sft.train.minbatch: unknown key; did you mean sft.train.minibatch"),
         ("ppo.sampling.max_new_tokens=100", "context is 128; set max_new_tokens to at most 96"),
         ("sft.data.max_tokens=500", "sft.data.max_tokens=500 is above the context of 128"),
+        ("sft.run.seed=5", "sft.run differs from run"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
     ],
 )

@@ -135,6 +135,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
         "rollout.engine": "transformers",
     }
     given = overrides(tmp_path, tiny_model("llama"), "null", prompts_file, **keys)
+    given.remove("critic.minibatch=4")
     config = load(ppo.PPOConfig, None, given)
     ppo.check(config)
     assert [role.name for role in ppo.plan(config)] == ["policy", "rollout", "reference", "reward"]
@@ -166,7 +167,12 @@ def texts_file(folder: Path) -> Path:
             {"algorithm.estimator": "rloo", "algorithm.group_size": 3},
             "rollout_batch=8 is not a multiple of algorithm",
         ),
-        ({"algorithm.estimator": "reinforce_pp", "loop.critic_warmup_steps": 2}, "has no critic"),
+        ({"algorithm.estimator": "reinforce_pp", "algorithm.critic_warmup_steps": 2}, "has no critic"),
+        ({"algorithm.estimator": "reinforce_pp", "critic.engine.lr": 0.5}, r"leave critic_model and critic.\* out"),
+        ({"algorithm.critic_warmup_steps": 2}, "leaves the policy none of loop.steps=2"),
+        ({"policy.pretraining": "{data: {train: x.jsonl}, rows: 1}"}, "rows=1 leaves some of the 2 minibatches"),
+        ({"policy.entropy.rate": 0.1}, "no effect without entropy.target"),
+        ({"sampling.greedy": "true"}, "ppo.sampling.greedy|sampling.greedy: unknown key"),
         ({"policy.normaliser_constant": 5}, "no effect with policy.normaliser=tokens"),
     ],
 )

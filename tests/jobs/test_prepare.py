@@ -96,3 +96,20 @@ def test_check_needs_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError, match="no file or folder"):
         prepare.check(_config(tmp_path, source=str(tmp_path / "none.txt")))
     assert prepare.plan(_config(tmp_path)) == []
+
+
+def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
+    config = prepare.PrepareConfig(
+        run=RunConfig(name="sums", root=str(tmp_path)),
+        data=SourceConfig(source="demo:arithmetic", validation_share=0.05),
+        tokenizer=TokenizerConfig(vocab_size=259, model_max_length=32),
+    )
+    prepare.check(config)
+    stage = find_stage(prepare.run(config), kind="prepare")
+    assert stage.manifest["metrics"] == {
+        f"data/{kind}_{split}_rows": float(count)
+        for kind in ("text", "prompt_completion", "prompts")
+        for split, count in (("train", 7695), ("validation", 405))
+    } | {"data/vocab_size": 259.0}
+    with pytest.raises(ValueError, match="no effect with data.source=demo:arithmetic"):
+        prepare.PrepareConfig(run=config.run, data=SourceConfig(source="demo:arithmetic", min_chars=3))

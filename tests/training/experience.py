@@ -7,7 +7,13 @@ import socket
 import torch
 from torch import Tensor
 
-from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Values
+from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, TextBatch, Values
+
+TEXTS = TextBatch(
+    tokens=torch.tensor([[1, 40, 41, 42, 2], [1, 50, 2, 0, 0], [1, 60, 61, 2, 0]]),
+    lengths=torch.tensor([5, 3, 4]),
+    loss_mask=torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool),
+)
 
 
 def random_rollouts(rows: int = 7, seed: int = 0) -> Rollouts:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rayrlhf.batches import CriticBatch, TextBatch
+from rayrlhf.batches import CriticBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import ModelError
 from rayrlhf.training import distributed
@@ -16,7 +16,7 @@ from rayrlhf.training.critic_learner import CriticLearner, explained_variance
 from rayrlhf.training.passes import minibatches
 from rayrlhf.training.policy_learner import PolicyLearner
 from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig, PretrainingMixConfig
-from tests.training.experience import critic_batch, free_port, policy_batch, random_rollouts
+from tests.training.experience import TEXTS, critic_batch, free_port, policy_batch, random_rollouts
 
 TEMPERATURE = 0.7
 SGD = EngineConfig(optimizer="sgd", lr=0.1, min_lr_ratio=1.0, grad_clip=0.0)
@@ -130,13 +130,6 @@ def test_one_policy_step_equals_plain_sgd_on_the_whole_minibatch(tiny_model):
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     assert metrics["optim/policy_grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["optim/policy_lr"] == 0.1
-
-
-TEXTS = TextBatch(
-    tokens=torch.tensor([[1, 40, 41, 42, 2], [1, 50, 2, 0, 0], [1, 60, 61, 2, 0]]),
-    lengths=torch.tensor([5, 3, 4]),
-    loss_mask=torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool),
-)
 
 
 def test_every_term_of_the_loss_equals_plain_sgd(tiny_model):
