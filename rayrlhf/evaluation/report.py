@@ -29,7 +29,8 @@ CHARTS = {
     "KL to the reference, nats a sequence": ("objective/kl", "eval/kl"),
     "Gold score (never trained on)": ("eval/gold", "eval/gold_positive_share"),
     "Response length, tokens": ("rollout/length", "eval/length"),
-    "Policy update": ("objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg"),
+    "Entropy, nats a token": ("objective/entropy",),
+    "Policy update": ("policy/approxkl_avg", "policy/clipfrac_avg"),
     "Diversity": ("eval/distinct_2",),
 }
 NUM_SAMPLES = 12
