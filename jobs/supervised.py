@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -57,8 +57,12 @@ class FineTuning:
         from rayrlhf.training.launcher import fit
 
         describe, parents = config.model_dump(mode="json"), self.parents(config)
-        folder = model_folder(config.model)
-        return fit(self.kind, self.rows, config.run, config.data, config.train, folder, describe, parents)
+        folder, more = model_folder(config.model), self.options(config)
+        return fit(self.kind, self.rows, config.run, config.data, config.train, folder, describe, parents, **more)
+
+    def options(self, config: Any) -> dict[str, Any]:
+        """Further arguments of `fit`: a loss of its own, its reference."""
+        return {}
 
 
 def worker_plan(name: str, train: TrainConfig, num_parameters: int) -> list[RolePlan]:

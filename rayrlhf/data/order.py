@@ -15,28 +15,30 @@ if TYPE_CHECKING:
 _KEY = "_order"
 
 
-def in_order(ds: Dataset, epochs: int, seed: int) -> Dataset:
+def in_order(ds: Dataset, epochs: int, seed: int, ignored: tuple[str, ...] = ()) -> Dataset:
     """`epochs` passes over `ds`, each shuffled its own way: a lazy dataset of `epochs` x as many rows.
 
     Rows are sorted by (epoch, hash of seed, epoch and the row's content), so that the stream depends
     on the set of rows and the seed alone; only equal rows can tie.  To resume, skip the rows used.
+    Columns `ignored` do not count as content: computed numbers, whose last digits depend on the batch.
     """
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: at least one pass is needed")
     settle(ds)
-    keyed = ds.map_batches(partial(_repeat, epochs=epochs, seed=seed), batch_format="pyarrow")
+    keyed = ds.map_batches(partial(_repeat, epochs=epochs, seed=seed, ignored=ignored), batch_format="pyarrow")
     return keyed.sort(_KEY).map_batches(_without_key, batch_format="pyarrow")
 
 
-def by_content(ds: Dataset) -> Dataset:
+def by_content(ds: Dataset, ignored: tuple[str, ...] = ()) -> Dataset:
     """The rows of `ds` in the order of a hash of their content: shuffled, and always alike."""
-    return in_order(ds, epochs=1, seed=0)
+    return in_order(ds, epochs=1, seed=0, ignored=ignored)
 
 
-def _repeat(batch: pa.Table, epochs: int, seed: int) -> pa.Table:
+def _repeat(batch: pa.Table, epochs: int, seed: int, ignored: tuple[str, ...]) -> pa.Table:
     import pyarrow as pa
 
-    marks = [digest(content(row)) for row in batch.to_pylist()]
+    known = batch.select([name for name in batch.column_names if name not in ignored])
+    marks = [digest(content(row)) for row in known.to_pylist()]
     copies = []
     for epoch in range(epochs):
         keys = [f"{epoch:06d}{digest(str(seed), str(epoch), mark)}" for mark in marks]

@@ -2,7 +2,7 @@
 
     text               input_ids, loss_mask        loss on every token but the first
     prompt_completion  input_ids, loss_mask        loss on the completion and its end token
-    preference         chosen_ids, rejected_ids    prompt, completion, end token
+    preference         chosen_ids, rejected_ids    prompt, completion, end token; `prompt_length` of the prompt
     prompts            prompt_ids                  and the `prompt` itself, for samples
 
 ids are int32, masks bool, both lists of a row's own length.
@@ -47,7 +47,9 @@ def encode_batch(batch: pa.Table, kind: str, tokenizer: Any, max_tokens: int, to
             if too_long == "drop" or not _has_room(row, kind, tokenizer, max_tokens):
                 num_dropped += 1
                 continue
-            encoded_row = {name: value[:max_tokens] for name, value in encoded_row.items()}
+            encoded_row = {
+                name: value[:max_tokens] if isinstance(value, list) else value for name, value in encoded_row.items()
+            }
             num_cut += 1
         rows.append(encoded_row)
     if num_dropped or num_cut:
@@ -75,6 +77,7 @@ def encode_row(row: Row, kind: str, tokenizer: Any) -> Row:
     return {
         "chosen_ids": prompt + encode_completion(tokenizer, row["chosen"]),
         "rejected_ids": prompt + encode_completion(tokenizer, row["rejected"]),
+        "prompt_length": len(prompt),
     }
 
 
@@ -97,6 +100,8 @@ def _schema(kind: str, batch: pa.Table) -> pa.Schema:
     fields = [(name, pa.list_(pa.int32())) for name in _LENGTHS[kind]]
     if "input_ids" in _LENGTHS[kind]:
         fields.append(("loss_mask", pa.list_(pa.bool_())))
+    if kind == "preference":
+        fields.append(("prompt_length", pa.int32()))
     if kind == "prompts":
         fields.append(("prompt", batch.schema.field("prompt").type))
     return pa.schema(fields)

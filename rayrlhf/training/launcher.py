@@ -18,6 +18,7 @@ from rayrlhf.training.config import TrainConfig
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from rayrlhf.training.losses import Loss
     from rayrlhf.training.supervised import Stage
 
 
@@ -31,16 +32,20 @@ def fit(
     config: dict[str, Any],
     parents: dict[str, str],
     new: ModelConfig | None = None,
+    loss: Loss | None = None,
+    reference: str | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
     A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
 
-    `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer).  Rows stay in
+    `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
+    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs.  Rows stay in
     Ray's object store; the driver only counts them.  Raises DataError when there are fewer rows
     than a minibatch, and what a worker raised.
     """
     from rayrlhf.models.causal_lm import load_tokenizer
+    from rayrlhf.training.losses import LOSSES
     from rayrlhf.training.supervised import Stage
 
     started = time.time()
@@ -48,7 +53,7 @@ def fit(
     if found.stage is not None and found.state == "finished":
         return found.stage.path
     tokenizer = load_tokenizer(folder)
-    rows = _rows(kind, data, train, tokenizer, run.seed)
+    rows = _rows(kind, data, train, tokenizer, run.seed, reference)
     count = rows["train"].count()
     total = count // train.minibatch
     if not total:
@@ -59,7 +64,7 @@ def fit(
         )
     stage = Stage(
         name=name,
-        kind=kind,
+        loss=loss or LOSSES[kind],
         run=run.model_copy(update={"root": absolute(run.root)}),
         train=train,
         folder=os.path.abspath(folder),
@@ -80,20 +85,34 @@ def absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _rows(kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed: int) -> dict[str, Dataset]:
+def _rows(
+    kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed: int, reference: str | None
+) -> dict[str, Dataset]:
     """Token rows: all epochs of training in their order, and the rows of a validation.
 
     Computed once here, or every worker would read and sort them again.
     """
     from rayrlhf.data import order, sources
     from rayrlhf.data.tokenize import encoded
+    from rayrlhf.training.reference import COLUMNS, with_reference
+
+    ignored = ("prompt_length", *COLUMNS)  # follow from the other columns, or are computed
+
+    def complete(ds: Dataset) -> Dataset:
+        if reference is None:
+            return ds
+        resources = {"num_cpus": train.cpus_per_worker, "num_gpus": train.gpus_per_worker or None}
+        return with_reference(ds, reference, train.microbatch_tokens, train.num_workers, resources)
 
     def tokens(path: str) -> Dataset:
         return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
 
-    rows = {"train": order.in_order(tokens(data.train), train.epochs, seed).materialize()}
+    rows = {"train": order.in_order(complete(tokens(data.train)), train.epochs, seed, ignored).materialize()}
     if data.validation is not None:
-        rows["validation"] = order.by_content(tokens(data.validation)).limit(train.validation_rows).materialize()
+        chosen = order.by_content(tokens(data.validation), ignored).limit(train.validation_rows)
+        if reference is not None:
+            chosen = order.by_content(complete(chosen), ignored)
+        rows["validation"] = chosen.materialize()
         if not rows["validation"].count():
             raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
     return rows

@@ -7,13 +7,14 @@ count of loss tokens (pairs), so that shares add up over microbatches and ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rayrlhf.algorithms.logprobs import token_logprobs
-from rayrlhf.algorithms.preference_loss import bradley_terry
+from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo
 from rayrlhf.models import causal_lm, scalar
 from rayrlhf.models.forward import causal_logits
 from rayrlhf.training.microbatches import pad
@@ -82,7 +83,7 @@ class PreferenceLoss:
         return scalar.load_scalar(folder)
 
     def padded_tokens(self, row: Row) -> int:
-        return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        return pair_padded_tokens(row)
 
     def tokens(self, row: Row) -> int:
         return len(row["chosen_ids"]) + len(row["rejected_ids"])
@@ -108,6 +109,73 @@ class PreferenceLoss:
             "eval/accuracy": shares["rewards/accuracies"],
             "eval/margin": shares["rewards/margins"],
         }
+
+
+@dataclass(frozen=True)
+class DirectPreferenceLoss:
+    """DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023): the policy itself learns which completion
+    people prefer, against a frozen reference whose log-probs come with the rows.
+
+    Metrics have TRL's names: a reward is beta times the log-ratio of policy and reference.
+    """
+
+    form: Literal["dpo", "ipo"]
+    beta: float
+
+    def load(self, folder: str) -> Any:
+        return causal_lm.load_causal_lm(folder)
+
+    def padded_tokens(self, row: Row) -> int:
+        return pair_padded_tokens(row)
+
+    def tokens(self, row: Row) -> int:
+        return len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+    def count(self, rows: Sequence[Row]) -> int:
+        return len(rows)
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        chosen, rejected = pair_logprobs(model, rows, device)
+        ref_chosen, ref_rejected = (
+            torch.tensor([row[name] for row in rows], dtype=torch.float32, device=device)
+            for name in ("ref_chosen", "ref_rejected")
+        )
+        loss = dpo if self.form == "dpo" else ipo
+        with torch.no_grad():
+            good, bad = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
+        return {
+            "loss": loss(chosen, rejected, ref_chosen, ref_rejected, self.beta, num_pairs=count),
+            "rewards/chosen": good.sum() / count,
+            "rewards/rejected": bad.sum() / count,
+            "rewards/margins": (good - bad).sum() / count,
+            "rewards/accuracies": (good > bad).sum() / count,
+            "logps/chosen": chosen.detach().sum() / count,
+            "logps/rejected": rejected.detach().sum() / count,
+        }
+
+    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
+        return {
+            "eval/loss": shares["loss"],
+            "eval/accuracy": shares["rewards/accuracies"],
+            "eval/margin": shares["rewards/margins"],
+        }
+
+
+def pair_padded_tokens(row: Row) -> int:
+    """Tokens that a pair takes in a microbatch where it is the longest: both texts, padded alike."""
+    return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def pair_logprobs(model: Any, rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(chosen, rejected) f32 `[N]` each: log-probabilities of the completions after their prompts, summed."""
+    texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+    tokens, lengths = pad(texts, device)
+    starts = torch.tensor([row["prompt_length"] for row in rows] * 2, dtype=torch.long, device=device)
+    column = torch.arange(tokens.shape[1], device=device)
+    mask = (column >= starts[:, None]) & (column < lengths[:, None])
+    logprobs = token_logprobs(causal_logits(model, tokens, lengths), tokens)
+    sums = torch.where(mask, logprobs, 0.0).sum(1)
+    return sums[: len(rows)], sums[len(rows) :]
 
 
 LOSSES: dict[str, Loss] = {

@@ -28,7 +28,7 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EarlyStopping, TrainConfig
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.losses import LOSSES, Row
+from rayrlhf.training.losses import Loss, Row
 from rayrlhf.training.microbatches import microbatches
 
 LABELS = {
@@ -47,7 +47,7 @@ class Stage:
     """What the workers need to know of a supervised stage; paths are absolute."""
 
     name: str
-    kind: str  # of the rows: text, prompt_completion, preference
+    loss: Loss
     run: RunConfig
     train: TrainConfig
     folder: str  # Hugging Face folder of the tokenizer, and of the weights unless `new`
@@ -66,7 +66,7 @@ class Supervised:
     def __init__(self, stage: Stage) -> None:
         torch.set_num_threads(stage.train.threads_per_worker)
         distributed.seed_all(stage.run.seed)
-        self.stage, self.train, self.loss = stage, stage.train, LOSSES[stage.kind]
+        self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
         self.engine = Engine(model, stage.train.engine, stage.total_steps)
@@ -134,9 +134,7 @@ class Supervised:
     def _count(self, rows: list[Row]) -> int:
         count = self.loss.count(rows)
         if not count:
-            raise DataError(
-                f"none of {len(rows)} {self.stage.kind} rows has a token to learn from: their completions are empty"
-            )
+            raise DataError(f"none of {len(rows)} rows has a token to learn from: their completions are empty")
         return count
 
     def _save(self, metrics: dict[str, float], is_best: bool, is_final: bool) -> str:

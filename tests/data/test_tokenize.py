@@ -37,8 +37,9 @@ def test_each_kind_of_row(tok: Any) -> None:
     assert _encode(tok, "prompt_completion", [{"prompt": "ab", "completion": " c"}]) == [
         {"input_ids": [bos, *_ids(tok, "ab c"), eos], "loss_mask": [False] * 3 + [True] * 3}
     ]
-    assert _encode(tok, "preference", [{"prompt": "", "chosen": "x", "rejected": "yz"}]) == [
-        {"chosen_ids": [bos, *_ids(tok, "x"), eos], "rejected_ids": [bos, *_ids(tok, "yz"), eos]}
+    ids = {"chosen_ids": [bos, *_ids(tok, "px"), eos], "rejected_ids": [bos, *_ids(tok, "pyz"), eos]}
+    assert _encode(tok, "preference", [{"prompt": "p", "chosen": "x", "rejected": "yz"}]) == [
+        ids | {"prompt_length": 2}
     ]
     assert _encode(tok, "prompts", [{"prompt": "ab"}]) == [{"prompt_ids": [bos, *_ids(tok, "ab")], "prompt": "ab"}]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import pretrain, reward_model, sft
+from jobs import dpo, pretrain, reward_model, sft
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError, DataError, ModelError
@@ -127,7 +128,8 @@ def test_any_causal_lm_becomes_sft_and_reward_model(
 
     root = tmp_path / "run" / "reward_model"
     assert (root / "best").read_text() == f"step_{5 * (best + 1):06d}"
-    assert [path.name for path in root.glob("step_*")] == [(root / "best").read_text()]
+    newest = max(path.name for path in root.glob("step_*"))
+    assert newest == (root / "best").read_text() == (root / "latest").read_text()
     stops_again(root, rows, lambda: fine_tune(reward_model, cls, tmp_path, "run", sft_stage, files["pairs"], *more))
     parents = find_stage(stage, "reward_model").manifest["parents"]
     assert parents["model"]["hash"] and parents["data"]["path"] == files["pairs"]
@@ -145,6 +147,25 @@ def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) 
     assert [row["loss/train"] for row in again] == [row["loss/train"] for row in rows]
     stamp = manifest.stat().st_mtime_ns
     assert run() == str(manifest.parent) and manifest.stat().st_mtime_ns == stamp, "what is finished is left alone"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_dpo_starts_at_the_reference_and_learns_the_preference(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    shared = [tiny_model("llama"), files["pairs"], "beta=0.5", "train.num_workers=2", "train.engine.zero_stage=2"]
+    stage = fine_tune(dpo, dpo.DPOConfig, tmp_path, "run", *shared, "train.epochs=4")
+    rows = logged(tmp_path, "run")
+    # before the first update policy and reference are one model: margin 0, loss log 2
+    assert rows[0]["loss/train"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["eval/accuracy"] > 0.9 and rows[-1]["eval/margin"] > 0.1
+    assert set(find_stage(stage, "dpo").manifest["parents"]) == {"model", "data", "validation"}
+
+    # against another reference the first margin is that of the two models
+    more = [f"reference={tiny_model('qwen3')}", "loss=ipo", "train.max_steps=1"]
+    fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", *shared, *more)
+    assert abs(logged(tmp_path, "other")[0]["rewards/margins"]) > 1e-3
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayrlhf.training.losses import LOSSES
+from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss
 from rayrlhf.training.supervised import _Progress
 
 CPU = torch.device("cpu")
@@ -94,3 +94,38 @@ def test_early_stopping_keeps_the_best_and_counts_patience() -> None:
     assert [least.is_best({"eval/loss": value}, fewest) for value in (3.0, 2.0, 2.5)] == [True, True, False]
     with pytest.raises(ConfigError, match=r"'eval/accuracy', which no validation gives; there are eval/loss"):
         best.is_best({"eval/loss": 1.0, "loss/train": 1.0}, most)
+
+
+REFERENCE = [{"ref_chosen": -9.0, "ref_rejected": -7.0}, {"ref_chosen": -4.0, "ref_rejected": -11.0}]
+DPO_PAIRS: list[dict[str, Any]] = [
+    {"chosen_ids": [5, 6, 7, 8], "rejected_ids": [5, 6, 9], "prompt_length": 2, **REFERENCE[0]},
+    {"chosen_ids": [40, 41], "rejected_ids": [40, 43, 44], "prompt_length": 1, **REFERENCE[1]},
+]
+
+
+@pytest.mark.parametrize("form", ["dpo", "ipo"])
+def test_direct_preference_loss_against_a_slow_loop(form: Any, tiny_model: Callable[[str], str]) -> None:
+    loss = DirectPreferenceLoss(form, beta=0.3)
+    model = loss.load(tiny_model("llama")).eval()
+    assert [loss.padded_tokens(row) for row in DPO_PAIRS] == [8, 6] and loss.count(DPO_PAIRS) == 2
+
+    def completion(ids: list[int], start: int) -> torch.Tensor:
+        table = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return torch.stack([table[t - 1, ids[t]] for t in range(start, len(ids))]).sum()
+
+    total, margins = torch.zeros(()), []
+    for row in DPO_PAIRS:
+        chosen, rejected = (completion(row[name], row["prompt_length"]) for name in ("chosen_ids", "rejected_ids"))
+        h = (chosen - row["ref_chosen"]) - (rejected - row["ref_rejected"])
+        margins.append(0.3 * float(h.detach()))
+        total = total + (-torch.nn.functional.logsigmoid(0.3 * h) if form == "dpo" else (h - 1 / 0.6) ** 2) / 2
+    total.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    parts = [loss.shares(model, rows, 2, CPU) for rows in (DPO_PAIRS[:1], DPO_PAIRS[1:], [])]
+    for part in parts:
+        part["loss"].backward()
+    assert sum(float(part["loss"].detach()) for part in parts) == pytest.approx(float(total.detach()), abs=1e-5)
+    assert sum(float(part["rewards/margins"]) for part in parts) == pytest.approx(sum(margins) / 2, abs=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-4)
