@@ -96,8 +96,8 @@ def fits(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> None
             raise ResourceError(
                 f"the cluster has no room for pool {pool.name}: {pool.bundles} bundles of {pool.cpus:g} CPU, "
                 f"{pool.gpus:g} GPU, {pool.strategy}.\n{render(plan, nodes)}\n"
-                "Choose a layout that fits (layout=cpu needs 1 CPU), lower this one's numbers of bundles, "
-                "ranks, CPUs or GPUs, or run on a larger cluster."
+                "Lower the numbers of workers, ranks, replicas, bundles, CPUs or GPUs, choose another layout where the "
+                "job has one (layout=cpu needs 1 CPU), or run on a larger cluster."
             )
     asked = sum(role.memory_gib * role.ranks for role in plan if not role.gpus)
     available = sum(node.get("memory", float("inf")) for node in nodes) / _GIB

@@ -26,8 +26,12 @@ def parameters_in(folder: str) -> int:
     for file in files:
         # https://huggingface.co/docs/safetensors: 8 bytes of header length, then JSON
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+            size = file.stat().st_size
+            try:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length) if length <= size else b"")
+            except (struct.error, ValueError) as error:
+                raise ModelError(f"{file} is no whole safetensors file ({size} bytes): copy the model again") from error
         count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return count
 

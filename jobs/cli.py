@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ TOOLS = {"doctor": "say what is missing on this machine and how to mend it"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that the first argument names; returns the exit code."""
+    if os.getcwd() not in sys.path:  # as for `python -m`: a reward function may be a module of this folder
+        sys.path.insert(0, os.getcwd())
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(usage())

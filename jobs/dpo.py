@@ -27,11 +27,12 @@ class _DPO(FineTuning):
 
     def check(self, config: Any) -> None:
         from rayrlhf.checkpoint import model_folder
-        from rayrlhf.models.causal_lm import check_folder
+        from rayrlhf.models.causal_lm import check_writes
 
+        for key, path in (("model", config.model), ("reference", config.reference)):
+            if path:
+                check_writes(model_folder(path), f"{key}={path}")
         super().check(config)
-        if config.reference:
-            check_folder(model_folder(config.reference))
 
     def options(self, config: Any) -> dict[str, Any]:
         from rayrlhf.checkpoint import model_folder

@@ -91,10 +91,10 @@ def parents(config: EvaluateConfig) -> dict[str, str]:
 def check(config: EvaluateConfig) -> None:
     """Models and prompts are there, lengths fit, policy and baseline are of one architecture."""
     from cluster.bring_up import check_run_root
-    from jobs.generate import architecture, check_generates
+    from jobs.generate import check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.models.causal_lm import check_folder, check_scores
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
@@ -103,15 +103,11 @@ def check(config: EvaluateConfig) -> None:
         load_function(config.reward_function, "reward_function")
     if config.reward_model:
         folders.append(model_folder(config.reward_model))
-        if "SequenceClassification" not in architecture(folders[-1]):
-            raise ModelError(
-                f"reward_model={config.reward_model} holds a {architecture(folders[-1])}, which gives no scores: "
-                "give a reward model's stage"
-            )
+        check_scores(folders[-1], f"reward_model={config.reward_model}")
     contexts = [check_folder(folder) for folder in folders]
     if config.rollout.max_model_len is not None:
         contexts.append(config.rollout.max_model_len)
-    check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts))
+    check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts), "max_prompt_tokens")
     _check_same_architecture(folders[0], folders[1])
     sources.check(config.prompts, config.format, "prompts")
     if config.words is not None:

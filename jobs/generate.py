@@ -5,7 +5,6 @@ Prompts come from the command line, or one a line from standard input.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -17,7 +16,6 @@ from pydantic import Field
 from jobs import command
 from rayrlhf.checkpoint import model_folder
 from rayrlhf.config import Section
-from rayrlhf.errors import ModelError
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
@@ -38,22 +36,11 @@ class GenerateConfig(Section):
 
 def check_generates(path: str) -> str:
     """The folder of the language model that `path` means; ModelError where it is none."""
-    from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.models.causal_lm import check_writes
 
     folder = model_folder(path)
-    check_folder(folder)
-    if "SequenceClassification" in architecture(folder):
-        raise ModelError(
-            f"{path} holds a reward model ({architecture(folder)}), which scores texts and writes none: "
-            "give an SFT or PPO stage"
-        )
+    check_writes(folder, path)
     return folder
-
-
-def architecture(folder: str) -> str:
-    """The class of a Hugging Face folder's model, such as LlamaForCausalLM; "" where it says none."""
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        return (json.load(file).get("architectures") or [""])[0]
 
 
 class Generator:

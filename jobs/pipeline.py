@@ -113,13 +113,19 @@ def check(config: PipelineConfig) -> None:
     from actors.config import check_lengths
     from jobs.ppo import check_batches
     from rayrlhf.errors import ConfigError
+    from rayrlhf.score_function import load_function
 
     _job("prepare").check(config.prepare)
     if config.pretrain.model.from_folder:
         return
     context = config.pretrain.model.context
-    check_lengths(config.ppo.prompts.max_tokens, config.ppo.sampling.max_new_tokens, context)
-    check_lengths(config.evaluate.max_prompt_tokens, config.evaluate.sampling.max_new_tokens, context)
+    new, key = config.ppo.sampling.max_new_tokens, "ppo.prompts.max_tokens"
+    check_lengths(config.ppo.prompts.max_tokens, new, context, key)
+    new, key = config.evaluate.sampling.max_new_tokens, "evaluate.max_prompt_tokens"
+    check_lengths(config.evaluate.max_prompt_tokens, new, context, key)
+    for stage, name in (("ppo", config.ppo.gold), ("evaluate", config.evaluate.gold)):
+        if name:
+            load_function(name, f"{stage}.gold")
     for stage in config.stages:
         if stage not in SUPERVISED:
             continue

@@ -8,6 +8,7 @@ rayrlhf/ppo_loop.py, the actors are in actors/.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,8 @@ class PPOConfig(Section):
             raise ValueError(
                 f"algorithm.estimator={self.algorithm.estimator} has no critic: leave critic_model and critic.* out"
             )
+        if self.loop.best.startswith("eval/gold") and not self.gold:
+            raise ValueError(f"loop.best={self.loop.best} needs a gold function: set gold, or another loop.best")
         if self.algorithm.critic_warmup_steps >= self.loop.steps:
             raise ValueError(
                 f"algorithm.critic_warmup_steps={self.algorithm.critic_warmup_steps} leaves the policy none of "
@@ -127,17 +130,29 @@ def check(config: PPOConfig) -> None:
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
+    unknown = sorted(config.layout.roles.keys() - set(ROLES))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], ROLES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROLES)}"
+        raise ConfigError(f"layout.roles.{unknown[0]}: no role has that name; {hint}")
     missing = [role for role in config.roles if role not in config.layout.roles]
     if missing:
         raise ConfigError(f"layout.roles has no {', '.join(missing)}; needed are {', '.join(config.roles)}")
     check_batches(config)
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
-    contexts = [check_folder(model_folder(path)) for path in _folders(config).values()]
+    if config.gold:
+        load_function(config.gold)
+    folders = {role: model_folder(path) for role, path in _folders(config).items()}
+    contexts = [check_folder(folder) for folder in folders.values()]
+    check_writes(folders["policy"], f"policy_model={config.policy_model}")
+    check_writes(folders["reference"], f"reference_model={config.reference_model}")
+    if config.reward_model:
+        check_scores(folders["reward"], f"reward_model={config.reward_model}")
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts))
@@ -175,7 +190,14 @@ def check_batches(config: PPOConfig) -> None:
             f"policy.pretraining.rows={mix.rows} leaves some of the {minibatches} minibatches of an RL step without a "
             f"text: set it to {minibatches} or more"
         )
+    longest = config.prompts.max_tokens + config.sampling.max_new_tokens
     for name, update in updates.items():
+        budget = min(update.microbatch_tokens, update.forward_tokens)
+        if longest > budget:
+            raise ConfigError(
+                f"a prompt and its response may have {longest} tokens, more than {name}.microbatch_tokens or "
+                f"forward_tokens ({budget}) holds: raise them, or lower prompts.max_tokens or sampling.max_new_tokens"
+            )
         if config.loop.rollout_batch % update.minibatch:
             raise ConfigError(
                 f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of {name}.minibatch="

@@ -179,7 +179,12 @@ def find_stage(path: str, kind: str | None = None) -> StageDir:
 
 def model_folder(path: str) -> str:
     """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself."""
-    filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
+    if path.startswith("hf://"):
+        raise ModelError(f"{path}: models of a hub are not fetched; download it (hf download NAME) and give the folder")
+    try:
+        filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"{path} cannot be reached: {error}") from error
     if "file" in _protocols(filesystem) and os.path.isfile(f"{where}/config.json"):
         return where
     if (

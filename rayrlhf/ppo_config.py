@@ -6,6 +6,15 @@ from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 
+EvaluationMetric = Literal[
+    "eval/score",
+    "eval/gold",
+    "eval/gold_positive_share",
+    "eval/kl",
+    "eval/length",
+    "eval/finished_share",
+    "eval/distinct_2",
+]
 EstimatorName = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
 GROUPED: tuple[EstimatorName, ...] = ("grpo", "dr_grpo", "rloo")
 
@@ -135,7 +144,9 @@ class LoopConfig(Section):
     evaluation_prompts: int = Field(default=128, ge=1, description="held-out prompts of such an evaluation")
     save_every: int = Field(default=20, ge=1, description="steps between checkpoints; the last step is always saved")
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
-    best: str = Field(default="eval/score", description="the evaluation metric whose highest value marks the best step")
+    best: EvaluationMetric = Field(
+        default="eval/score", description="the evaluation metric whose highest value marks the best step"
+    )
     max_kl: float | None = Field(
         default=None, gt=0, description="a step whose eval/kl is above this is never the best; null: no bound"
     )

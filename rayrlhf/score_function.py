@@ -23,9 +23,10 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
         raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises while it is imported
         raise ConfigError(
-            f"{key}={name!r}: cannot import {module_name} ({error}). Install it, or put its folder on PYTHONPATH."
+            f"{key}={name!r}: cannot import {module_name} ({type(error).__name__}: {error}). Install or mend it, or "
+            "put its folder on PYTHONPATH."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

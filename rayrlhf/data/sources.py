@@ -86,7 +86,10 @@ def check(path: str, format: str = "auto", kind: str = "text") -> None:
 
 def resolve(path: str, format: str) -> Files:
     """The files `path` stands for; DataError when there are none or their format is not clear."""
-    filesystem, where = fsspec.core.url_to_fs(path)
+    try:
+        filesystem, where = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{path} cannot be reached: {error}") from error
     if any(mark in where for mark in "*?["):
         paths = [name for name in filesystem.glob(where) if filesystem.isfile(name)]
     elif filesystem.isdir(where):

@@ -46,8 +46,7 @@ def check_folder(folder: str) -> int:
     names = os.listdir(folder)
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise ModelError(f"{folder} has no weights (*.safetensors); found: {sorted(names)}")
-    with open(path, encoding="utf-8") as file:
-        config = json.load(file)
+    config = _config(folder)
     context = config.get("max_position_embeddings") or config.get("n_positions")
     if not context:
         raise ModelError(
@@ -55,6 +54,39 @@ def check_folder(folder: str) -> int:
             "add max_position_embeddings to it"
         )
     return int(context)
+
+
+def architecture(folder: str) -> str:
+    """The class of a Hugging Face folder's model, such as LlamaForCausalLM; "" where it says none."""
+    return str((_config(folder).get("architectures") or [""])[0])
+
+
+def check_writes(folder: str, what: str) -> int:
+    """`check_folder`, and ModelError when the model of `what` (a key and its value) is a reward model."""
+    context = check_folder(folder)
+    if "SequenceClassification" in architecture(folder):
+        raise ModelError(
+            f"{what} holds a reward model ({architecture(folder)}), which scores texts and writes none: "
+            "give an SFT or PPO stage"
+        )
+    return context
+
+
+def check_scores(folder: str, what: str) -> int:
+    """`check_folder`, and ModelError when the model of `what` is no reward model: its head would be random."""
+    context = check_folder(folder)
+    if "SequenceClassification" not in architecture(folder):
+        raise ModelError(f"{what} holds a {architecture(folder)}, which gives no scores: give a reward model's stage")
+    return context
+
+
+def _config(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): copy the model again") from error
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

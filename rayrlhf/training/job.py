@@ -25,6 +25,12 @@ def check(kind: str, data: DataConfig, train: TrainConfig, context: int) -> None
         )
     if train.early_stopping and data.validation is None:
         raise ConfigError("train.early_stopping needs held-out rows: set data.validation")
+    known = ("eval/loss", "eval/accuracy", "eval/margin") if kind == "preference" else ("eval/loss",)
+    if train.early_stopping and train.early_stopping.metric not in known:
+        raise ConfigError(
+            f"train.early_stopping.metric is {train.early_stopping.metric!r}, which no validation gives; "
+            f"there are {', '.join(known)}"
+        )
     sources.check(data.train, data.format, kind)
     if data.validation is not None:
         sources.check(data.validation, data.format, kind)

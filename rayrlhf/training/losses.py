@@ -76,11 +76,8 @@ class CausalLoss:
         return {"eval/loss": shares["loss"]}
 
 
-class PreferenceLoss:
-    """Bradley-Terry loss of the chosen text over the rejected one, mean over pairs."""
-
-    def load(self, folder: str) -> Any:
-        return scalar.load_scalar(folder)
+class _PairLoss:
+    """What losses of chosen over rejected texts have in common."""
 
     def padded_tokens(self, row: Row) -> int:
         return pair_padded_tokens(row)
@@ -91,18 +88,6 @@ class PreferenceLoss:
     def count(self, rows: Sequence[Row]) -> int:
         return len(rows)
 
-    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
-        texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-        scores = scalar.sequence_scores(model, *pad(texts, device))
-        chosen, rejected = scores[: len(rows)], scores[len(rows) :]
-        return {
-            "loss": bradley_terry(chosen, rejected, num_pairs=count),
-            "rewards/chosen": chosen.detach().sum() / count,
-            "rewards/rejected": rejected.detach().sum() / count,
-            "rewards/margins": (chosen - rejected).detach().sum() / count,
-            "rewards/accuracies": (chosen > rejected).sum() / count,
-        }
-
     def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
         return {
             "eval/loss": shares["loss"],
@@ -110,13 +95,37 @@ class PreferenceLoss:
             "eval/margin": shares["rewards/margins"],
         }
 
+    @staticmethod
+    def reward_shares(chosen: Tensor, rejected: Tensor, count: int) -> dict[str, Tensor]:
+        """TRL's metrics of the rewards of chosen and rejected texts, f32 `[N]` each."""
+        chosen, rejected = chosen.detach(), rejected.detach()
+        return {
+            "rewards/chosen": chosen.sum() / count,
+            "rewards/rejected": rejected.sum() / count,
+            "rewards/margins": (chosen - rejected).sum() / count,
+            "rewards/accuracies": (chosen > rejected).sum() / count,
+        }
+
+
+class PreferenceLoss(_PairLoss):
+    """Bradley-Terry loss of the chosen text over the rejected one, mean over pairs."""
+
+    def load(self, folder: str) -> Any:
+        return scalar.load_scalar(folder)
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        scores = scalar.sequence_scores(model, *pad(texts, device))
+        chosen, rejected = scores[: len(rows)], scores[len(rows) :]
+        return {"loss": bradley_terry(chosen, rejected, num_pairs=count)} | self.reward_shares(chosen, rejected, count)
+
 
 @dataclass(frozen=True)
-class DirectPreferenceLoss:
+class DirectPreferenceLoss(_PairLoss):
     """DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023): the policy itself learns which completion
     people prefer, against a frozen reference whose log-probs come with the rows.
 
-    Metrics have TRL's names: a reward is beta times the log-ratio of policy and reference.
+    A reward is beta times the log-ratio of policy and reference.
     """
 
     form: Literal["dpo", "ipo"]
@@ -125,15 +134,6 @@ class DirectPreferenceLoss:
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
 
-    def padded_tokens(self, row: Row) -> int:
-        return pair_padded_tokens(row)
-
-    def tokens(self, row: Row) -> int:
-        return len(row["chosen_ids"]) + len(row["rejected_ids"])
-
-    def count(self, rows: Sequence[Row]) -> int:
-        return len(rows)
-
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
         chosen, rejected = pair_logprobs(model, rows, device)
         ref_chosen, ref_rejected = (
@@ -141,24 +141,12 @@ class DirectPreferenceLoss:
             for name in ("ref_chosen", "ref_rejected")
         )
         loss = dpo if self.form == "dpo" else ipo
-        with torch.no_grad():
-            good, bad = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
+        rewards = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
         return {
             "loss": loss(chosen, rejected, ref_chosen, ref_rejected, self.beta, num_pairs=count),
-            "rewards/chosen": good.sum() / count,
-            "rewards/rejected": bad.sum() / count,
-            "rewards/margins": (good - bad).sum() / count,
-            "rewards/accuracies": (good > bad).sum() / count,
             "logps/chosen": chosen.detach().sum() / count,
             "logps/rejected": rejected.detach().sum() / count,
-        }
-
-    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
-        return {
-            "eval/loss": shares["loss"],
-            "eval/accuracy": shares["rewards/accuracies"],
-            "eval/margin": shares["rewards/margins"],
-        }
+        } | self.reward_shares(*rewards, count)
 
 
 def pair_padded_tokens(row: Row) -> int:

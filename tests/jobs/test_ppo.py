@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import ppo
+from jobs import dpo, ppo
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError
@@ -164,7 +165,7 @@ def texts_file(folder: Path) -> Path:
         ({"reward_model": "null"}, "one source"),
         ({"reward_model": "null", "reward_function": "tests.jobs.rewards:missing"}, "has no function missing"),
         (
-            {"algorithm.estimator": "rloo", "algorithm.group_size": 3},
+            {"algorithm.group_size": 3},
             "rollout_batch=8 is not a multiple of algorithm",
         ),
         ({"algorithm.estimator": "reinforce_pp", "algorithm.critic_warmup_steps": 2}, "has no critic"),
@@ -180,3 +181,41 @@ def test_what_does_not_go_together(more, words, tiny_model, reward_folder, promp
     given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
     with pytest.raises(ConfigError, match=words):
         ppo.check(load(ppo.PPOConfig, None, given))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"gold": "foo:bar"}, "cannot import foo"),
+        ({"loop.best": "eval/gold"}, "needs a gold function"),
+        ({"loop.best": "eval/scores"}, "eval/score"),
+        ({"policy.microbatch_tokens": 32}, r"44 tokens, more than policy.microbatch_tokens or forward_tokens \(32\)"),
+        ({"layout.roles.polcy": "{pool: all}"}, "did you mean policy"),
+        ({"prompts.max_tokens": 200}, "set prompts.max_tokens below 128, to at most 116"),
+        ({"prompts.train": "foo://x.jsonl"}, "foo://x.jsonl cannot be reached"),
+        ({"policy_model": "hf://gpt2"}, "models of a hub are not fetched"),
+    ],
+)
+def test_what_would_fail_late_is_found_at_once(more, words, tiny_model, reward_folder, prompts_file, tmp_path):
+    given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    with pytest.raises((ConfigError, DataError, ModelError), match=words):
+        ppo.check(load(ppo.PPOConfig, None, given))
+
+
+def test_models_of_the_wrong_kind(tiny_model, reward_folder, prompts_file, tmp_path):
+    causal, reward = tiny_model("llama"), reward_folder("llama")
+    for model, scores, words in ((reward, reward, "writes none"), (causal, causal, "gives no scores")):
+        with pytest.raises(ModelError, match=words):
+            ppo.check(load(ppo.PPOConfig, None, overrides(tmp_path, model, scores, prompts_file)))
+    with pytest.raises(ModelError, match="writes none"):
+        dpo.check(
+            load(dpo.DPOConfig, None, ["run.name=x", f"model={reward}", "data.train=x.jsonl", "data.max_tokens=64"])
+        )
+    broken = tmp_path / "broken"
+    shutil.copytree(causal, broken)
+    (broken / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ModelError, match="no whole safetensors file"):
+        ppo.check(load(ppo.PPOConfig, None, overrides(tmp_path, str(broken), reward, prompts_file)))
+    (broken / "config.json").write_text('{"architectures": ["Ll')
+    with pytest.raises(ModelError, match="config.json cannot be read"):
+        ppo.check(load(ppo.PPOConfig, None, overrides(tmp_path, str(broken), reward, prompts_file)))

@@ -202,8 +202,14 @@ def test_what_a_worker_finds_wrong_is_one_error(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
     more = ["train.early_stopping.metric=eval/acuracy", "train.validate_every=1"]
-    with pytest.raises(ConfigError, match="'eval/acuracy', which no validation gives; there are eval/loss"):
-        fine_tune(sft, sft.SFTConfig, tmp_path, "run", tiny_model("llama"), files["completions"], *more)
+    data = [f"data.train={files['completions']}", f"data.validation={files['completions']}"]
+    given = ["run.name=run", f"run.root={tmp_path}", f"model={tiny_model('llama')}", *data, *TRAIN, *more]
+    config = load(sft.SFTConfig, None, given)
+    message = "'eval/acuracy', which no validation gives; there are eval/loss"
+    with pytest.raises(ConfigError, match=message):
+        sft.check(config)
+    with pytest.raises(ConfigError, match=message):
+        sft.run(config)  # as if it had not been found before
     assert not list((tmp_path / "run").glob("sft/step_*"))
 
 
