@@ -105,4 +105,4 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     assert "num_prompts: 64 -> 32" in refused.stderr and "run.when_changed=replace" in refused.stderr
     replaced = rayrlhf("pipeline", SHORT, *keys, changed, "run.when_changed=replace")
     assert replaced.returncode == 0, replaced.stderr[-3000:]
-    assert replaced.stdout.count("skipped") == len(pipeline.STAGES) - 1
+    assert replaced.stdout.count("same inputs; skipped") == len(pipeline.STAGES) - 1
