@@ -57,20 +57,17 @@ class RolloutConfig(Section):
     )
 
 
-def check_lengths(prompt_max: int, max_new_tokens: int, context: int, prompt_key: str = "prompts.max_tokens") -> None:
-    """Raises ConfigError unless the longest prompt (of the configuration's `prompt_key`) and the longest
-    response fit the model's context."""
+def check_lengths(prompt_max: int, max_new_tokens: int, context: int, prompt_key: str | None = None) -> None:
+    """Raises ConfigError unless the longest prompt (which the configuration's `prompt_key` bounds, where one
+    does) and the longest response fit the model's context."""
     if prompt_max + max_new_tokens <= context:
         return
-    room = context - prompt_max
-    if room > 0:
-        way_out = f"set max_new_tokens to at most {room} or {prompt_key} to at most {max(1, context - max_new_tokens)}"
-    else:
-        way_out = f"set {prompt_key} below {context}, to at most {max(1, context - max_new_tokens)} for such responses"
+    room, longest = context - prompt_max, max(1, context - max_new_tokens)
+    shorter = f"set {prompt_key} to at most {longest}" if prompt_key else f"shorten the prompts to {longest} tokens"
+    ways_out = [f"set max_new_tokens to at most {room}", shorter] if room > 0 else [shorter]
     raise ConfigError(
-        f"a prompt of {prompt_max} tokens ({prompt_key}) and a response of {max_new_tokens} make "
-        f"{prompt_max + max_new_tokens}, but the model's context is {context}; {way_out}, or take a model with a "
-        "longer context"
+        f"a prompt of {prompt_max} tokens and a response of {max_new_tokens} make {prompt_max + max_new_tokens}, but "
+        f"the model's context is {context}; {', '.join(ways_out)}, or take a model with a longer context"
     )
 
 

@@ -155,7 +155,7 @@ def check(config: PPOConfig) -> None:
         check_scores(folders["reward"], f"reward_model={config.reward_model}")
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
-    check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts))
+    check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")
     sources.check(config.prompts.train, config.prompts.format, "prompts")
     if config.prompts.validation is None:
         raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")

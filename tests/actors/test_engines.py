@@ -232,6 +232,10 @@ def test_check_lengths_names_the_way_out():
     check_lengths(80, 48, 128)
     with pytest.raises(ConfigError, match="prompt of 81 tokens.*make 129.*context is 128.*at most 47"):
         check_lengths(81, 48, 128)
+    with pytest.raises(ConfigError, match="at most 47, shorten the prompts to 80 tokens, or take"):
+        check_lengths(81, 48, 128)
+    with pytest.raises(ConfigError, match="context is 128; set x.max to at most 80, or take"):
+        check_lengths(130, 48, 128, "x.max")
 
 
 def test_nothing_that_changes_the_distribution_can_be_set():

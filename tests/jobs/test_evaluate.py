@@ -149,7 +149,7 @@ def test_mistakes(config, tiny_model, tmp_path) -> None:
         ({"policy": tiny_model("gpt2")}, ModelError, "different architectures"),
         ({"reward_model": config.policy}, ModelError, "gives no scores"),
         ({"policy": config.reward_model}, ModelError, "holds a reward model"),
-        ({"max_prompt_tokens": 120}, ConfigError, "120 tokens .max_prompt_tokens. and a response of 12"),
+        ({"max_prompt_tokens": 120}, ConfigError, "120 tokens and a response of 12.*max_prompt_tokens to at most 116"),
         ({"gold": "rayrlhf.data.demo:silver"}, ConfigError, "no function silver"),
     ):
         with pytest.raises(error, match=message):

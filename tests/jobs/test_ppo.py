@@ -191,7 +191,7 @@ def test_what_does_not_go_together(more, words, tiny_model, reward_folder, promp
         ({"loop.best": "eval/scores"}, "eval/score"),
         ({"policy.microbatch_tokens": 32}, r"44 tokens, more than policy.microbatch_tokens or forward_tokens \(32\)"),
         ({"layout.roles.polcy": "{pool: all}"}, "did you mean policy"),
-        ({"prompts.max_tokens": 200}, "set prompts.max_tokens below 128, to at most 116"),
+        ({"prompts.max_tokens": 200}, "context is 128; set prompts.max_tokens to at most 116"),
         ({"prompts.train": "foo://x.jsonl"}, "foo://x.jsonl cannot be reached"),
         ({"policy_model": "hf://gpt2"}, "models of a hub are not fetched"),
     ],
