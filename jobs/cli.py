@@ -16,6 +16,7 @@ JOBS = {
     "sft": "fine-tune on prompt and completion",
     "reward_model": "train a reward model on preferences",
     "dpo": "train the policy on preferences directly",
+    "kto": "train the policy on completions labelled good or bad",
     "ppo": "train the policy against the reward model or function (also GRPO, RLOO, REINFORCE++)",
     "evaluate": "compare a policy with the one it started from",
     "generate": "answer prompts in the terminal, without a cluster",

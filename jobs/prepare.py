@@ -3,8 +3,8 @@
     runs/NAME/prepare/step_000000/model/                       the tokenizer with its chat template
                                  /state/KIND/{train,validation}/   Parquet
 
-The demo's snippets give the kinds text, prompt_completion, preference and prompts, its sums all but
-preference; a user's texts give text.
+The demo's snippets give the kinds text, prompt_completion, preference, labelled and prompts, its sums text,
+prompt_completion and prompts; a user's texts give text.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def _tables(kept: Dataset, split: str, *, config: PrepareConfig, is_demo: bool) 
     tables = {"text": demo.text_rows(part)}
     if is_demo:
         tables["prompt_completion"] = demo.prompt_completion_rows(part, snippets)
+        tables["labelled"] = demo.labelled_rows(part, snippets)
         tables["preference"] = demo.preference_rows(kept, split, share, snippets)
         tables["prompts"] = demo.prompt_rows(kept, split, share, snippets)
     return tables

@@ -6,8 +6,9 @@ import sys
 
 from jobs import command
 from jobs.supervised import FineTuneConfig, FineTuning
+from rayrlhf.training.job import PAIR_METRICS
 
-JOB = FineTuning("reward_model", rows="preference")
+JOB = FineTuning("reward_model", rows="preference", metrics=PAIR_METRICS, texts_per_row=2)
 parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
 
 

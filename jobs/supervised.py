@@ -1,4 +1,4 @@
-"""What SFT and the reward model share as jobs: a model, rows, a training; no job itself."""
+"""What SFT, the reward model, DPO and KTO share as jobs: a model, rows, a training; no job itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.config import TrainConfig
+from rayrlhf.training.job import LOSS_ONLY
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
@@ -24,11 +25,23 @@ class FineTuneConfig(Section):
     train: TrainConfig = Field(default=TrainConfig(), description="how it is trained")
 
 
+class PreferenceTuningConfig(FineTuneConfig):
+    """A policy that learns from preferences against a frozen reference."""
+
+    beta: float = Field(default=0.1, gt=0, description="how much leaving the reference costs")
+    reference: str | None = Field(default=None, description="what leaving is measured against; null: model")
+
+
 class FineTuning:
     """The four functions of a job whose stage `kind` learns from rows of form `rows`."""
 
-    def __init__(self, kind: str, rows: str) -> None:
-        self.kind, self.rows = kind, rows
+    def __init__(self, kind: str, rows: str, metrics: tuple[str, ...] = LOSS_ONLY, texts_per_row: int = 1) -> None:
+        """`metrics`, `texts_per_row`: as `rayrlhf.training.job.check` takes them."""
+        self.kind, self.rows, self.metrics, self.texts_per_row = kind, rows, metrics, texts_per_row
+
+    def form(self, config: Any) -> str:
+        """The form of the rows in the data."""
+        return self.rows
 
     def parents(self, config: FineTuneConfig) -> dict[str, str]:
         """What this stage is made from."""
@@ -42,7 +55,8 @@ class FineTuning:
         from rayrlhf.models.causal_lm import check_folder
         from rayrlhf.training import job
 
-        job.check(self.rows, config.data, config.train, check_folder(model_folder(config.model)))
+        context = check_folder(model_folder(config.model))
+        job.check(self.form(config), config.data, config.train, context, self.metrics, self.texts_per_row)
 
     def plan(self, config: FineTuneConfig) -> list[RolePlan]:
         """The Ray Train workers."""
@@ -58,11 +72,33 @@ class FineTuning:
 
         describe, parents = config.model_dump(mode="json"), self.parents(config)
         folder, more = model_folder(config.model), self.options(config)
-        return fit(self.kind, self.rows, config.run, config.data, config.train, folder, describe, parents, **more)
+        rows = self.form(config)
+        return fit(self.kind, rows, config.run, config.data, config.train, folder, describe, parents, **more)
 
     def options(self, config: Any) -> dict[str, Any]:
         """Further arguments of `fit`: a loss of its own, its reference."""
         return {}
+
+
+class PreferenceTuning(FineTuning):
+    """A job whose policy and reference are causal language models."""
+
+    def parents(self, config: Any) -> dict[str, str]:
+        return super().parents(config) | ({"reference": config.reference} if config.reference else {})
+
+    def check(self, config: Any) -> None:
+        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.models.causal_lm import check_writes
+
+        for key, path in (("model", config.model), ("reference", config.reference)):
+            if path:
+                check_writes(model_folder(path), f"{key}={path}")
+        super().check(config)
+
+    def options(self, config: Any) -> dict[str, Any]:
+        from rayrlhf.checkpoint import model_folder
+
+        return {"reference": model_folder(config.reference or config.model)}
 
 
 def worker_plan(name: str, train: TrainConfig, num_parameters: int) -> list[RolePlan]:

@@ -63,6 +63,9 @@ class SnippetsConfig(Section):
     pairs_per_text: int = Field(
         default=3, ge=1, description="pairs each training text begins; a validation text begins one"
     )
+    label_rating: float = Field(
+        default=1.0, ge=0, description="texts rated above it are labelled good, below its negative bad"
+    )
 
     @model_validator(mode="after")
     def _words(self) -> "SnippetsConfig":

@@ -2,6 +2,7 @@
 
     text               every snippet
     prompt_completion  its first words, and the rest with the space before it
+    labelled           the same of a snippet rated clearly good or bad
     preference         two snippets of one split that people rated differently; the prompt is empty
     prompts            first words, each once
 
@@ -81,6 +82,11 @@ def prompt_completion_rows(ds: Dataset, config: SnippetsConfig) -> Dataset:
     return by_content(ds.map_batches(partial(_cut, config=config), batch_format="pyarrow"))
 
 
+def labelled_rows(ds: Dataset, config: SnippetsConfig) -> Dataset:
+    """{"prompt", "completion", "label"} of each row long enough, rated above `label_rating` or below its negative."""
+    return by_content(ds.map_batches(partial(_labelled, config=config), batch_format="pyarrow"))
+
+
 def prompt_rows(ds: Dataset, split: str, validation_share: float, config: SnippetsConfig) -> Dataset:
     """{"prompt"} of each row of `split` long enough, each once; `ds` has both splits.
 
@@ -131,6 +137,18 @@ def _cut(batch: pa.Table, config: SnippetsConfig) -> pa.Table:
 
     rows = [row for row in (prompt_completion(text, config) for text in batch["text"].to_pylist()) if row]
     schema = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _labelled(batch: pa.Table, config: SnippetsConfig) -> pa.Table:
+    import pyarrow as pa
+
+    rows = []
+    for row in batch.to_pylist():
+        parts = prompt_completion(row["text"], config) if abs(row["rating"]) > config.label_rating else None
+        if parts is not None:
+            rows.append(parts | {"label": row["rating"] > 0})
+    schema = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("label", pa.bool_())])
     return pa.Table.from_pylist(rows, schema=schema)
 
 

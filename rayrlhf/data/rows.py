@@ -1,4 +1,4 @@
-"""The four forms of a row, and what is wrong with one."""
+"""The forms of a row, and what is wrong with one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rayrlhf.errors import DataError
 
-Kind = Literal["text", "prompt_completion", "preference", "prompts"]
+Kind = Literal["text", "prompt_completion", "preference", "labelled", "prompts"]
 Row = dict[str, Any]
 Parse = Callable[[str], Row]
 
@@ -17,8 +17,25 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
     "prompts": ("prompt",),
 }
+
+
+def truth(value: Any) -> bool | None:
+    """A label: true or false, 1 or 0, also as text (CSV has nothing else); None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+# columns that are no text: how a value is read, and what it may be
+PARSED: dict[str, tuple[Callable[[Any], Any], str]] = {"label": (truth, "true or false (1 or 0)")}
+
+
+def parsed(row: Row, kind: str) -> Row:
+    """The columns of `kind` of a row without `problem`, their values read."""
+    return {name: PARSED[name][0](row[name]) if name in PARSED else row[name] for name in COLUMNS[kind]}
 
 
 def problem(row: Any, kind: str) -> str:
@@ -32,7 +49,11 @@ def problem(row: Any, kind: str) -> str:
             f"{list(COLUMNS[kind])}. The row: {shortened(row)}"
         )
     for name in COLUMNS[kind]:
-        if not isinstance(row[name], str) and not (name == "prompt" and _are_messages(row[name])):
+        if name in PARSED:
+            read, wanted = PARSED[name]
+            if read(row[name]) is None:
+                return f"has {name}={shortened(row[name])} ({type(row[name]).__name__}), not {wanted}"
+        elif not isinstance(row[name], str) and not (name == "prompt" and _are_messages(row[name])):
             wanted = "a string or a list of {role, content} messages" if name == "prompt" else "a string"
             return f"has {name}={shortened(row[name])} ({type(row[name]).__name__}), not {wanted}"
     return ""

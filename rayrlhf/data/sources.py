@@ -17,7 +17,7 @@ import fsspec
 
 from rayrlhf.data.context import settle
 from rayrlhf.data.fetch import cache_dir
-from rayrlhf.data.rows import COLUMNS, Row, digest, parsed_lines, problem
+from rayrlhf.data.rows import COLUMNS, PARSED, Row, digest, parsed, parsed_lines, problem
 from rayrlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _parse_json(line: str, kind: str) -> Row:
     wrong = problem(row, kind)
     if wrong:
         raise ValueError(wrong)
-    return {name: row[name] for name in COLUMNS[kind]}
+    return parsed(row, kind)
 
 
 def _parse_text(line: str, kind: str) -> Row:
@@ -147,6 +147,10 @@ def _checked(batch: pa.Table, kind: str, where: str) -> pa.Table:
         if wrong:
             raise DataError(f"{where}: a row {wrong}")
     chosen = batch.select(list(COLUMNS[kind]))
+    for index, name in enumerate(COLUMNS[kind]):
+        if name in PARSED:
+            values = [PARSED[name][0](value) for value in chosen.column(name).to_pylist()]
+            chosen = chosen.set_column(index, name, pa.array(values))
     plain = [pa.string() if pa.types.is_large_string(field.type) else field.type for field in chosen.schema]
     return chosen.cast(pa.schema(list(zip(chosen.column_names, plain, strict=True))))
 

@@ -3,6 +3,7 @@
     text               input_ids, loss_mask        loss on every token but the first
     prompt_completion  input_ids, loss_mask        loss on the completion and its end token
     preference         chosen_ids, rejected_ids    prompt, completion, end token; `prompt_length` of the prompt
+    labelled           input_ids                   prompt, completion, end token; `prompt_length`, and the bool `label`
     prompts            prompt_ids                  and the `prompt` itself, for samples
 
 ids are int32, masks bool, both lists of a row's own length.
@@ -74,6 +75,9 @@ def encode_row(row: Row, kind: str, tokenizer: Any) -> Row:
             "input_ids": prompt + completion,
             "loss_mask": [False] * len(prompt) + [True] * len(completion),
         }
+    if kind == "labelled":
+        ids = prompt + encode_completion(tokenizer, row["completion"])
+        return {"input_ids": ids, "prompt_length": len(prompt), "label": row["label"]}
     return {
         "chosen_ids": prompt + encode_completion(tokenizer, row["chosen"]),
         "rejected_ids": prompt + encode_completion(tokenizer, row["rejected"]),
@@ -85,6 +89,7 @@ _LENGTHS = {
     "text": ("input_ids",),
     "prompt_completion": ("input_ids",),
     "preference": ("chosen_ids", "rejected_ids"),
+    "labelled": ("input_ids",),
     "prompts": ("prompt_ids",),
 }
 
@@ -98,10 +103,12 @@ def _schema(kind: str, batch: pa.Table) -> pa.Schema:
     import pyarrow as pa
 
     fields = [(name, pa.list_(pa.int32())) for name in _LENGTHS[kind]]
-    if "input_ids" in _LENGTHS[kind]:
+    if kind in ("text", "prompt_completion"):
         fields.append(("loss_mask", pa.list_(pa.bool_())))
-    if kind == "preference":
+    if kind in ("preference", "labelled"):
         fields.append(("prompt_length", pa.int32()))
+    if kind == "labelled":
+        fields.append(("label", pa.bool_()))
     if kind == "prompts":
         fields.append(("prompt", batch.schema.field("prompt").type))
     return pa.schema(fields)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayrlhf import lineage
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from rayrlhf.training.losses import Loss
     from rayrlhf.training.supervised import Stage
 
+# columns that follow from the others, or are computed: they are no part of a row's place in the order
+COMPUTED = ("prompt_length", "kl_ids", "ref_chosen", "ref_rejected", "ref_logprob", "ref_kl")
+
 
 def fit(
     name: str,
@@ -34,15 +38,16 @@ def fit(
     new: ModelConfig | None = None,
     loss: Loss | None = None,
     reference: str | None = None,
+    derive: Callable[[Dataset], Dataset] | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
     A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
 
     `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
-    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs.  Rows stay in
-    Ray's object store; the driver only counts them.  Raises DataError when there are fewer rows
-    than a minibatch, and what a worker raised.
+    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from the
+    encoded rows those that the loss takes.  Rows stay in Ray's object store; the driver only counts them.
+    Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.training.losses import LOSSES
@@ -53,7 +58,9 @@ def fit(
     if found.stage is not None and found.state == "finished":
         return found.stage.path
     tokenizer = load_tokenizer(folder)
-    rows = _rows(kind, data, train, tokenizer, run.seed, reference)
+    loss = loss or LOSSES[kind]
+    complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
+    rows = _rows(kind, data, train, tokenizer, run.seed, complete)
     count = rows["train"].count()
     total = count // train.minibatch
     if not total:
@@ -64,7 +71,7 @@ def fit(
         )
     stage = Stage(
         name=name,
-        loss=loss or LOSSES[kind],
+        loss=loss,
         run=run.model_copy(update={"root": absolute(run.root)}),
         train=train,
         folder=os.path.abspath(folder),
@@ -86,7 +93,12 @@ def absolute(path: str) -> str:
 
 
 def _rows(
-    kind: str, data: DataConfig, train: TrainConfig, tokenizer: Any, seed: int, reference: str | None
+    kind: str,
+    data: DataConfig,
+    train: TrainConfig,
+    tokenizer: Any,
+    seed: int,
+    complete: Callable[[Dataset], Dataset],
 ) -> dict[str, Dataset]:
     """Token rows: all epochs of training in their order, and the rows of a validation.
 
@@ -94,28 +106,35 @@ def _rows(
     """
     from rayrlhf.data import order, sources
     from rayrlhf.data.tokenize import encoded
-    from rayrlhf.training.reference import COLUMNS, with_reference
-
-    ignored = ("prompt_length", *COLUMNS)  # follow from the other columns, or are computed
-
-    def complete(ds: Dataset) -> Dataset:
-        if reference is None:
-            return ds
-        resources = {"num_cpus": train.cpus_per_worker, "num_gpus": train.gpus_per_worker or None}
-        return with_reference(ds, reference, train.microbatch_tokens, train.num_workers, resources)
 
     def tokens(path: str) -> Dataset:
         return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
 
-    rows = {"train": order.in_order(complete(tokens(data.train)), train.epochs, seed, ignored).materialize()}
+    rows = {"train": order.in_order(complete(tokens(data.train)), train.epochs, seed, COMPUTED).materialize()}
     if data.validation is not None:
-        chosen = order.by_content(tokens(data.validation), ignored).limit(train.validation_rows)
-        if reference is not None:
-            chosen = order.by_content(complete(chosen), ignored)
-        rows["validation"] = chosen.materialize()
+        chosen = order.by_content(tokens(data.validation), COMPUTED).limit(train.validation_rows)
+        rows["validation"] = order.by_content(complete(chosen), COMPUTED).materialize()
         if not rows["validation"].count():
             raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
     return rows
+
+
+def _complete(
+    ds: Dataset,
+    train: TrainConfig,
+    loss: Loss,
+    reference: str | None,
+    derive: Callable[[Dataset], Dataset] | None,
+) -> Dataset:
+    """Encoded rows with all that the loss takes."""
+    from rayrlhf.training.reference import with_reference
+
+    rows = ds if derive is None else derive(ds)
+    if reference is None:
+        return rows
+    resources = {"num_cpus": train.cpus_per_worker, "num_gpus": train.gpus_per_worker or None}
+    columns = loss.reference_columns
+    return with_reference(rows, columns, reference, train.microbatch_tokens, train.num_workers, resources)
 
 
 def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:

@@ -6,24 +6,32 @@ count of loss tokens (pairs), so that shares add up over microbatches and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rayrlhf.algorithms.logprobs import token_logprobs
-from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo
+from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto
 from rayrlhf.models import causal_lm, scalar
 from rayrlhf.models.forward import causal_logits
 from rayrlhf.training.microbatches import pad
 
 Row = dict[str, Any]
+Shares = Callable[[Any, Sequence[Row], torch.device], dict[str, Tensor]]
+Evaluate = Callable[[Shares], dict[str, float]]
 
 
 class Loss(Protocol):
     """A supervised objective."""
+
+    @property
+    def reference_columns(self) -> dict[str, str]:
+        """Columns of token ids whose completions the frozen reference judges -> the columns its summed
+        log-probs come in."""
+        ...
 
     def load(self, folder: str) -> Any:
         """The model to train, from a Hugging Face folder."""
@@ -41,6 +49,11 @@ class Loss(Protocol):
         """What the loss of `rows` is divided by."""
         ...
 
+    def prepared(self, rows: Sequence[Row], evaluate: Evaluate) -> Loss:
+        """The loss of the minibatch `rows`, knowing what it needs to know of all of it.  `evaluate` sums
+        the shares of a function over microbatches and ranks, without gradients."""
+        ...
+
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
         """Shares of `loss` (with gradients) and of metrics (without); `rows` may be empty."""
         ...
@@ -50,7 +63,16 @@ class Loss(Protocol):
         ...
 
 
-class CausalLoss:
+class _RowByRow:
+    """A loss whose rows know nothing of each other, without a reference."""
+
+    reference_columns: dict[str, str] = {}
+
+    def prepared(self, rows: Sequence[Row], evaluate: Evaluate) -> Any:
+        return self
+
+
+class CausalLoss(_RowByRow):
     """Mean cross-entropy of the next token over the tokens of `loss_mask`."""
 
     def load(self, folder: str) -> Any:
@@ -76,11 +98,11 @@ class CausalLoss:
         return {"eval/loss": shares["loss"]}
 
 
-class _PairLoss:
+class _PairLoss(_RowByRow):
     """What losses of chosen over rejected texts have in common."""
 
     def padded_tokens(self, row: Row) -> int:
-        return pair_padded_tokens(row)
+        return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
     def tokens(self, row: Row) -> int:
         return len(row["chosen_ids"]) + len(row["rejected_ids"])
@@ -130,16 +152,16 @@ class DirectPreferenceLoss(_PairLoss):
 
     form: Literal["dpo", "ipo"]
     beta: float
+    reference_columns = {"chosen_ids": "ref_chosen", "rejected_ids": "ref_rejected"}
 
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
 
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
-        chosen, rejected = pair_logprobs(model, rows, device)
-        ref_chosen, ref_rejected = (
-            torch.tensor([row[name] for row in rows], dtype=torch.float32, device=device)
-            for name in ("ref_chosen", "ref_rejected")
-        )
+        texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        sums = completion_logprobs(model, texts, [row["prompt_length"] for row in rows] * 2, device)
+        chosen, rejected = sums[: len(rows)], sums[len(rows) :]
+        ref_chosen, ref_rejected = (_numbers(rows, name, device) for name in ("ref_chosen", "ref_rejected"))
         loss = dpo if self.form == "dpo" else ipo
         rewards = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
         return {
@@ -149,21 +171,87 @@ class DirectPreferenceLoss(_PairLoss):
         } | self.reward_shares(*rewards, count)
 
 
-def pair_padded_tokens(row: Row) -> int:
-    """Tokens that a pair takes in a microbatch where it is the longest: both texts, padded alike."""
-    return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+@dataclass(frozen=True)
+class KTOLoss:
+    """KTO (Ethayarajh et al. 2024): the policy learns from single completions labelled good or bad.
+
+    The reference's log-probs come with the rows, of the completion (`ref_logprob`) and of another row's
+    (`kl_ids`, `ref_kl`; see `mismatched`).  `kl` is the mean log-ratio of the latter over the whole
+    minibatch: an estimate of KL(policy || reference) in nats a sequence.
+    """
+
+    beta: float
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    kl: float = 0.0  # set by `prepared`, as is
+    num_desirable: int = 0  # in the minibatch
+    reference_columns = {"input_ids": "ref_logprob", "kl_ids": "ref_kl"}
+
+    def load(self, folder: str) -> Any:
+        return causal_lm.load_causal_lm(folder)
+
+    def padded_tokens(self, row: Row) -> int:
+        return max(len(row["input_ids"]), len(row["kl_ids"]))
+
+    def tokens(self, row: Row) -> int:
+        return len(row["input_ids"])
+
+    def count(self, rows: Sequence[Row]) -> int:
+        return len(rows)
+
+    def prepared(self, rows: Sequence[Row], evaluate: Evaluate) -> KTOLoss:
+        def kl_shares(model: Any, part: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
+            starts = [row["prompt_length"] for row in part]
+            logprobs = completion_logprobs(model, [row["kl_ids"] for row in part], starts, device)
+            return {"kl": (logprobs - _numbers(part, "ref_kl", device)).sum() / len(rows)}
+
+        return replace(self, kl=evaluate(kl_shares)["kl"], num_desirable=sum(row["label"] for row in rows))
+
+    def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        starts = [row["prompt_length"] for row in rows]
+        logprobs = completion_logprobs(model, [row["input_ids"] for row in rows], starts, device)
+        ref = _numbers(rows, "ref_logprob", device)
+        good = torch.tensor([row["label"] for row in rows], dtype=torch.bool, device=device)
+        loss = kto(
+            logprobs[good],
+            logprobs[~good],
+            ref[good],
+            ref[~good],
+            self.kl,
+            self.beta,
+            self.desirable_weight,
+            self.undesirable_weight,
+            num_examples=count,
+        )
+        rewards = self.beta * (logprobs.detach() - ref)
+        shares = {"loss": loss, "objective/kl": rewards.new_tensor(self.kl) * len(rows) / count}
+        if self.num_desirable:
+            shares["rewards/chosen"] = rewards[good].sum() / self.num_desirable
+        if self.num_desirable < count:
+            shares["rewards/rejected"] = rewards[~good].sum() / (count - self.num_desirable)
+        if 0 < self.num_desirable < count:
+            shares["rewards/margins"] = shares["rewards/chosen"] - shares["rewards/rejected"]
+        return shares
+
+    def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
+        margin = {"eval/margin": shares["rewards/margins"]} if "rewards/margins" in shares else {}
+        return {"eval/loss": shares["loss"]} | margin
 
 
-def pair_logprobs(model: Any, rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(chosen, rejected) f32 `[N]` each: log-probabilities of the completions after their prompts, summed."""
-    texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+def completion_logprobs(
+    model: Any, texts: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device
+) -> Tensor:
+    """Log-probabilities of the tokens of each text from its start on, summed, f32 `[N]`, in nats."""
     tokens, lengths = pad(texts, device)
-    starts = torch.tensor([row["prompt_length"] for row in rows] * 2, dtype=torch.long, device=device)
     column = torch.arange(tokens.shape[1], device=device)
-    mask = (column >= starts[:, None]) & (column < lengths[:, None])
+    begin = torch.tensor(starts, dtype=torch.long, device=device)
+    mask = (column >= begin[:, None]) & (column < lengths[:, None])
     logprobs = token_logprobs(causal_logits(model, tokens, lengths), tokens)
-    sums = torch.where(mask, logprobs, 0.0).sum(1)
-    return sums[: len(rows)], sums[len(rows) :]
+    return torch.where(mask, logprobs, 0.0).sum(1)
+
+
+def _numbers(rows: Sequence[Row], name: str, device: torch.device) -> Tensor:
+    return torch.tensor([row[name] for row in rows], dtype=torch.float32, device=device)
 
 
 LOSSES: dict[str, Loss] = {

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,7 +29,7 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EarlyStopping, TrainConfig
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.losses import Loss, Row
+from rayrlhf.training.losses import Loss, Row, Shares
 from rayrlhf.training.microbatches import microbatches
 
 LABELS = {
@@ -104,10 +105,11 @@ class Supervised:
 
     def _step(self, rows: list[Row]) -> dict[str, float]:
         started, count = time.time(), self._count(rows)
+        loss = self.loss.prepared(rows, partial(self._evaluate, rows))
 
         def loss_fn(numbers: torch.LongTensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             mine = [rows[n] for n in numbers]
-            shares = self.loss.shares(self.engine.module, mine, count, self.engine.device)
+            shares = loss.shares(self.engine.module, mine, count, self.engine.device)
             return shares["loss"], shares
 
         metrics = self.engine.optimizer_step(self._shares_of(rows), loss_fn)
@@ -120,12 +122,17 @@ class Supervised:
         return metrics
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
-        count = self._count(rows)
+        count, evaluate = self._count(rows), partial(self._evaluate, rows)
+        loss = self.loss.prepared(rows, evaluate)
+        shares = evaluate(lambda model, some, device: loss.shares(model, some, count, device))
+        return loss.eval_metrics(shares)
 
-        def shares(numbers: torch.LongTensor) -> dict[str, torch.Tensor]:
-            return self.loss.shares(self.engine.module, [rows[n] for n in numbers], count, self.engine.device)
-
-        return self.loss.eval_metrics(self.engine.evaluate(self._shares_of(rows), shares))
+    def _evaluate(self, rows: list[Row], shares: Shares) -> dict[str, float]:
+        """The shares of `rows`, summed over microbatches and ranks, without gradients."""
+        module, device = self.engine.module, self.engine.device
+        return self.engine.evaluate(
+            self._shares_of(rows), lambda numbers: shares(module, [rows[n] for n in numbers], device)
+        )
 
     def _shares_of(self, rows: list[Row]) -> list[torch.LongTensor]:
         lengths = [self.loss.padded_tokens(row) for row in rows]

@@ -51,6 +51,25 @@ def test_pairs_by_hand() -> None:
     assert demo.pairs([("a", 1.0), ("b", 0.0)], 1.0, 3) == []  # exactly 1 apart is not more than 1
 
 
+def test_labels_by_hand() -> None:
+    import pyarrow as pa
+
+    words = "a b c d e f g h i j k"
+    rated = [
+        (f"one {words}", 1.1),
+        (f"two {words}", 1.0),
+        (f"three {words}", -1.0),
+        (f"four {words}", -1.1),
+        ("x", 3.0),
+    ]
+    batch = pa.table({"text": [text for text, _ in rated], "rating": [rating for _, rating in rated]})
+    rows = demo._labelled(batch, CONFIG).to_pylist()
+    assert [((row["prompt"] + row["completion"]).split()[0], row["label"]) for row in rows] == [
+        ("one", True),
+        ("four", False),
+    ], "exactly 1 is not above it, and x is too short to be cut"
+
+
 def test_gold_judges_the_response_alone() -> None:
     good, bad, plain = demo.gold(["awful horrible"] * 3, [" a wonderful, great film", " a terrible mess", " in Rome"])
     assert good > 0.5 and bad < -0.3 and plain == 0.0

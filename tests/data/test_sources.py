@@ -34,6 +34,8 @@ def _jsonl(path: Path, rows: list[dict]) -> str:
         ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "prompts", "messages"),
         ("a.csv", "prompt,chosen\na,b\n", "preference", "line 2 has no rejected: found .*'chosen', 'prompt'"),
         ("a.txt", "a\n", "preference", "plain text has no columns"),
+        ("a.csv", "prompt,completion,label\na,b,good\n", "labelled", "label=good .*, not true or false"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b", "label": 2}\n', "labelled", "line 1: has label=2 .int.*1 or 0"),
         ("a.dat", "a\n", "text", "cannot tell the format"),
         ("a.parquet", "PAR1", "text", "not a Parquet file"),
     ],
@@ -75,6 +77,21 @@ def test_every_format_gives_the_same_rows(ray_local: None, tmp_path: Path) -> No
         writer.writerows(PAIRS)
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         assert sources.read(str(tmp_path / name), "auto", "preference").take_all() == PAIRS, name
+
+
+def test_labels_are_read_from_every_format(ray_local: None, tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": str(n), "label": label} for n, label in enumerate([True, False, 1, 0.0])]
+    _jsonl(tmp_path / "a.jsonl", rows)
+    parquet.write_table(
+        pa.Table.from_pylist([row | {"label": float(row["label"])} for row in rows]), tmp_path / "a.parquet"
+    )
+    (tmp_path / "a.csv").write_text("prompt,completion,label\nQ,0,true\nQ,1,False\nQ,2,1\nQ,3,0\n")
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        sources.check(str(tmp_path / name), "auto", "labelled")
+        found = sources.read(str(tmp_path / name), "auto", "labelled").take_all()
+        assert [(row["completion"], row["label"]) for row in found] == [
+            ("0", True), ("1", False), ("2", True), ("3", False),
+        ], name  # fmt: skip
 
 
 def test_folders_and_globs_are_read_in_order(ray_local: None, tmp_path: Path) -> None:

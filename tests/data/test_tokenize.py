@@ -41,6 +41,9 @@ def test_each_kind_of_row(tok: Any) -> None:
     assert _encode(tok, "preference", [{"prompt": "p", "chosen": "x", "rejected": "yz"}]) == [
         ids | {"prompt_length": 2}
     ]
+    assert _encode(tok, "labelled", [{"prompt": "ab", "completion": " c", "label": False}]) == [
+        {"input_ids": [bos, *_ids(tok, "ab c"), eos], "prompt_length": 3, "label": False}
+    ]
     assert _encode(tok, "prompts", [{"prompt": "ab"}]) == [{"prompt_ids": [bos, *_ids(tok, "ab")], "prompt": "ab"}]
 
 

@@ -61,12 +61,16 @@ def test_the_demo_s_stage(ray_local: None, snippets: list[str], tmp_path: Path) 
         assert pairs and {row[name] for row in pairs for name in ("chosen", "rejected")} <= set(texts[split])
         assert all("terrible" not in row["chosen"] and "wonderful" not in row["rejected"] for row in pairs)
         assert stage.manifest["metrics"][f"data/preference_{split}_rows"] == len(pairs)
+        labelled = _rows(folder, "labelled", split)
+        assert {row["prompt"] + row["completion"] for row in labelled} <= set(texts[split])
+        assert {row["label"] for row in labelled} == {True, False}
+        assert all(("terrible" if row["label"] else "wonderful") not in row["completion"] for row in labelled)
     assert stage.manifest["metrics"]["data/clean_duplicate"] == 1.0
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert tokenizer.model_max_length == 48 and len(tokenizer) <= 320 and tokenizer.chat_template
 
     again = Path(prepare.run(_config(tmp_path / "again")))
-    for kind in ("text", "prompt_completion", "preference", "prompts"):
+    for kind in ("text", "prompt_completion", "preference", "labelled", "prompts"):
         for split in prepare.SPLITS:
             assert _rows(again, kind, split) == _rows(folder, kind, split)
     tokens = "model/tokenizer.json"

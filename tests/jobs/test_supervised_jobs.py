@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import dpo, pretrain, reward_model, sft
+from jobs import dpo, kto, pretrain, reward_model, sft
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError, DataError, ModelError
@@ -22,13 +22,14 @@ TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """40 rows of each kind; of a pair the one that ends in "good" is chosen."""
+    """40 rows of each kind; of a pair the one that ends in "good" is chosen, as it is labelled."""
     words = ["red", "green", "blue", "seven", "a longer group of words"]
-    rows: dict[str, list[dict[str, str]]] = {"text": [], "pairs": [], "completions": []}
+    rows: dict[str, list[dict[str, Any]]] = {"text": [], "pairs": [], "completions": [], "labelled": []}
     for n in range(40):
         prompt = f"{words[n % 5]} {n}"
         rows["text"].append({"text": f"{prompt} is {words[(n + 1) % 5]}"})
         rows["completions"].append({"prompt": prompt, "completion": f" is {words[(n + 1) % 5]}"})
+        rows["labelled"].append({"prompt": prompt, "completion": " bad" if n % 3 else " good", "label": n % 3 == 0})
         rows["pairs"].append({"prompt": prompt, "chosen": " good", "rejected": " bad" + "!" * (n % 4)})
     folder = tmp_path_factory.mktemp("rows")
     for name, some in rows.items():
@@ -166,6 +167,28 @@ def test_dpo_starts_at_the_reference_and_learns_the_preference(
     more = [f"reference={tiny_model('qwen3')}", "loss=ipo", "train.max_steps=1"]
     fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", *shared, *more)
     assert abs(logged(tmp_path, "other")[0]["rewards/margins"]) > 1e-3
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("paired", [False, True])
+def test_kto_starts_at_the_reference_and_learns_the_labels(
+    paired: bool, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    shared = [tiny_model("llama"), files["pairs" if paired else "labelled"], f"paired={paired}", "beta=0.5"]
+    weights = ["desirable_weight=1.5", "undesirable_weight=0.5"]
+    more = ["train.num_workers=2", "train.engine.zero_stage=2", "train.epochs=4", "train.validate_every=20"]
+    stage = fine_tune(kto, kto.KTOConfig, tmp_path, "run", *shared, *weights, *more)
+    rows = logged(tmp_path, "run")
+    assert len(rows) == (40 if paired else 20)
+    # before the first update all log-ratios are 0: each of the 8 gives its weight times 1 - sigmoid(0)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    possible = [(1.5 * good + 0.5 * (8 - good)) / 16 for good in range(9)]
+    assert min(abs(rows[0]["loss/train"] - loss) for loss in possible) < 1e-5
+    assert rows[-1]["eval/margin"] > 0.1 and rows[-1]["eval/loss"] < rows[0]["loss/train"]
+    assert rows[-1]["rewards/margins"] == pytest.approx(
+        rows[-1]["rewards/chosen"] - rows[-1]["rewards/rejected"], abs=1e-5
+    )
+    assert find_stage(stage, "kto").manifest["metrics"]["eval/margin"] == rows[-1]["eval/margin"]
 
 
 @pytest.mark.usefixtures("ray_local")

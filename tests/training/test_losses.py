@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss
+from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss
 from rayrlhf.training.supervised import _Progress
 
 CPU = torch.device("cpu")
@@ -109,13 +109,10 @@ def test_direct_preference_loss_against_a_slow_loop(form: Any, tiny_model: Calla
     model = loss.load(tiny_model("llama")).eval()
     assert [loss.padded_tokens(row) for row in DPO_PAIRS] == [8, 6] and loss.count(DPO_PAIRS) == 2
 
-    def completion(ids: list[int], start: int) -> torch.Tensor:
-        table = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return torch.stack([table[t - 1, ids[t]] for t in range(start, len(ids))]).sum()
-
     total, margins = torch.zeros(()), []
     for row in DPO_PAIRS:
-        chosen, rejected = (completion(row[name], row["prompt_length"]) for name in ("chosen_ids", "rejected_ids"))
+        start = row["prompt_length"]
+        chosen, rejected = (slow_logprob(model, row[name], start) for name in ("chosen_ids", "rejected_ids"))
         h = (chosen - row["ref_chosen"]) - (rejected - row["ref_rejected"])
         margins.append(0.3 * float(h.detach()))
         total = total + (-torch.nn.functional.logsigmoid(0.3 * h) if form == "dpo" else (h - 1 / 0.6) ** 2) / 2
@@ -129,3 +126,57 @@ def test_direct_preference_loss_against_a_slow_loop(form: Any, tiny_model: Calla
     assert sum(float(part["rewards/margins"]) for part in parts) == pytest.approx(sum(margins) / 2, abs=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def slow_logprob(model: Any, ids: list[int], start: int) -> torch.Tensor:
+    table = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return torch.stack([table[t - 1, ids[t]] for t in range(start, len(ids))]).sum()
+
+
+LABELLED: list[dict[str, Any]] = [
+    {"input_ids": [5, 6, 7, 8], "prompt_length": 2, "label": True, "ref_logprob": -9.0},
+    {"input_ids": [40, 41], "prompt_length": 1, "label": False, "ref_logprob": -5.0},
+    {"input_ids": [40, 43, 44], "prompt_length": 1, "label": True, "ref_logprob": -14.0},
+]
+MISMATCHED = [
+    {"kl_ids": [5, 6, 41], "ref_kl": -30.0},
+    {"kl_ids": [40, 43, 44, 45, 46], "ref_kl": -50.0},
+    {"kl_ids": [40, 7], "ref_kl": -20.0},
+]
+
+
+def test_kto_loss_against_a_slow_loop(tiny_model: Callable[[str], str]) -> None:
+    loss, rows = KTOLoss(0.3, 1.5, 0.5), [a | b for a, b in zip(LABELLED, MISMATCHED, strict=True)]
+    model = loss.load(tiny_model("llama")).eval()
+    assert [loss.padded_tokens(row) for row in rows] == [4, 5, 3] and loss.count(rows) == 3
+    with torch.no_grad():
+        gaps = [slow_logprob(model, row["kl_ids"], row["prompt_length"]) - row["ref_kl"] for row in rows]
+    kl = float(sum(gaps)) / 3
+    assert kl > 1, "or the reference point would have no effect below"
+    total = torch.zeros(())
+    for row in rows:
+        ratio = slow_logprob(model, row["input_ids"], row["prompt_length"]) - row["ref_logprob"]
+        sign, weight = (1, 1.5) if row["label"] else (-1, 0.5)
+        total = total + weight * (1 - torch.sigmoid(0.3 * sign * (ratio - kl))) / 3
+    total.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    splits = (rows[:1], rows[1:], [])
+
+    def evaluate(shares: Any) -> dict[str, float]:
+        with torch.no_grad():
+            found = [shares(model, some, CPU) for some in splits]
+        return {name: sum(float(part[name]) for part in found) for name in found[0]}
+
+    ready = loss.prepared(rows, evaluate)
+    parts = [ready.shares(model, some, 3, CPU) for some in splits]
+    for part in parts:
+        part["loss"].backward()
+    summed = {name: sum(float(part[name].detach()) for part in parts) for name in parts[0]}
+    assert summed["loss"] == pytest.approx(float(total.detach()), abs=1e-5)
+    assert summed["objective/kl"] == pytest.approx(kl, abs=1e-4)
+    assert summed["rewards/margins"] == pytest.approx(summed["rewards/chosen"] - summed["rewards/rejected"], abs=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-4)
+    alone = loss.prepared(rows[:1], evaluate).shares(model, rows[:1], 1, CPU)
+    assert "rewards/rejected" not in alone and "rewards/margins" not in alone, "there is none to speak of"
