@@ -1,8 +1,9 @@
 """All stages as one job: prepare -> pretrain -> SFT -> reward model -> PPO -> evaluate -> one served answer.
 
-A run whose scores come from a function has no reward model.  A stage that is there and was made from the
-same inputs is skipped; one that was cut off goes on from its newest checkpoint.  One Ray connection serves
-all stages, and a stage that fails leaves the finished ones as they are.
+The policy may come from DPO or KTO in PPO's place.  Stages that the configuration leaves out are not run; what
+later ones need of them comes from the run `upstream`.  A stage that is there and was made from the same inputs
+is skipped; one that was cut off goes on from its newest checkpoint.  One Ray connection serves all stages, and a
+stage that fails leaves the finished ones as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from jobs.dpo import DPOConfig
 from jobs.evaluate import EvaluateConfig
+from jobs.kto import KTOConfig
+from jobs.pairs import PairsConfig
 from jobs.ppo import PPOConfig
 from jobs.prepare import PrepareConfig
 from jobs.pretrain import PretrainConfig
@@ -29,23 +33,30 @@ if TYPE_CHECKING:
 
     from cluster.layout import RolePlan
 
-STAGES = ("prepare", "pretrain", "sft", "reward_model", "ppo", "evaluate")
-SUPERVISED = ("pretrain", "sft", "reward_model")
+STAGES = ("prepare", "pretrain", "sft", "reward_model", "pairs", "dpo", "kto", "ppo", "evaluate")
+SUPERVISED = ("pretrain", "sft", "reward_model", "dpo", "kto")
+POLICY = ("dpo", "kto", "ppo")
+MODEL_KEYS = {"ppo": "policy_model", "evaluate": "baseline"}  # where a stage's model stands, if not under "model"
+OPTIONAL = "; left out: not run"
 
 
 class PipelineConfig(Section):
     """Every stage's own configuration; what one takes from another is filled in where it is not given."""
 
     run: RunConfig = Field(description="the run all stages belong to")
-    prepare: PrepareConfig = Field(description="raw text to tables and a tokenizer")
-    pretrain: PretrainConfig = Field(description="the base model")
-    sft: SFTConfig = Field(description="supervised fine-tuning")
-    reward_model: RewardModelConfig | None = Field(
-        default=None, description="the reward model; null where a reward_function gives the scores"
+    upstream: str | None = Field(
+        default=None, description="a run (runs/NAME) whose finished stages stand for those left out here"
     )
-    ppo: PPOConfig = Field(description="reinforcement learning")
-    evaluate: EvaluateConfig = Field(description="the policy against SFT")
-    serve: ServeConfig | None = Field(default=None, description="serve the best policy for one answer; null: do not")
+    prepare: PrepareConfig | None = Field(default=None, description=f"raw text to tables and a tokenizer{OPTIONAL}")
+    pretrain: PretrainConfig | None = Field(default=None, description=f"the base model{OPTIONAL}")
+    sft: SFTConfig | None = Field(default=None, description=f"supervised fine-tuning{OPTIONAL}")
+    reward_model: RewardModelConfig | None = Field(default=None, description=f"the reward model{OPTIONAL}")
+    pairs: PairsConfig | None = Field(default=None, description=f"SFT's samples, ranked, for DPO{OPTIONAL}")
+    dpo: DPOConfig | None = Field(default=None, description=f"the policy from pairs{OPTIONAL}")
+    kto: KTOConfig | None = Field(default=None, description=f"the policy from labelled completions{OPTIONAL}")
+    ppo: PPOConfig | None = Field(default=None, description=f"the policy by reinforcement learning{OPTIONAL}")
+    evaluate: EvaluateConfig | None = Field(default=None, description=f"the policy against SFT{OPTIONAL}")
+    serve: ServeConfig | None = Field(default=None, description="serve the policy for one answer; left out: do not")
     question: str = Field(default="the movie is", min_length=1, description="what the served model is asked")
 
     @model_validator(mode="before")
@@ -54,11 +65,18 @@ class PipelineConfig(Section):
         """Every stage gets the run, and the paths of the stages before it."""
         if not isinstance(given, dict) or not isinstance(given.get("run"), dict) or "name" not in given["run"]:
             return given
-        optional = [stage for stage in ("reward_model", "serve") if given.get(stage) is not None]
-        return _over(_wiring(given["run"], optional), given)
+        return _over(_wiring(given), given)
 
     @model_validator(mode="after")
-    def _one_run(self) -> PipelineConfig:
+    def _one_run_one_policy(self) -> PipelineConfig:
+        if not self.stages:
+            raise ValueError(f"no stage is given; there are {', '.join(STAGES)}")
+        policies = [stage for stage in POLICY if getattr(self, stage) is not None]
+        if len(policies) > 1:
+            raise ValueError(
+                f"{' and '.join(policies)} are given, but a pipeline trains one policy: keep one here, and give the "
+                f"other a run of its own with upstream={self.run.directory}"
+            )
         for stage in self.stages:
             if getattr(self, stage).run != self.run:
                 raise ValueError(
@@ -72,33 +90,56 @@ class PipelineConfig(Section):
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
 
-def _wiring(run: dict[str, Any], optional: list[str]) -> dict[str, Any]:
-    """What each stage takes from the ones before it; `optional`: those of the optional stages that there are."""
-    root = f"{str(run.get('root', 'runs')).rstrip('/')}/{run['name']}"
-    tables = f"{root}/prepare/step_000000/state"
+def _wiring(given: dict[str, Any]) -> dict[str, Any]:
+    """For each stage of a configuration what it takes from others: from this run's, or else from upstream's."""
+    run = given["run"]
+    here = f"{str(run.get('root', 'runs')).rstrip('/')}/{run['name']}"
+    upstream = str(given["upstream"]).rstrip("/") if given.get("upstream") else None
+    present = [stage for stage in STAGES if given.get(stage) is not None]
 
-    def data(kind: str) -> dict[str, str]:
-        return {"train": f"{tables}/{kind}/train", "validation": f"{tables}/{kind}/validation"}
+    def of(stage: str, path: str) -> str | None:
+        root = here if stage in present else upstream
+        return root and f"{root}/{stage}/{path}"
 
-    base, sft, policy = f"{root}/pretrain/latest", f"{root}/sft/latest", f"{root}/ppo/best"
-    wiring: dict[str, Any] = {
+    def rows(kind: str, stage: str = "prepare") -> dict[str, str | None] | None:
+        splits = ("train", "validation")
+        found = {split: of(stage, f"step_000000/state/{kind}/{split}") for split in splits}
+        return found if found["train"] else None
+
+    policy = next((stage for stage in POLICY if stage in present), "ppo")
+    trained, sft = of(policy, "best" if policy == "ppo" else "latest"), of("sft", "latest")
+    base, scores = of("pretrain", "latest"), of("reward_model", "latest")
+    tables = rows("prompts") or {}
+    pairs = rows("preference", "pairs" if "pairs" in present else "prepare")
+    wiring: dict[str, dict[str, Any]] = {
         "prepare": {},
-        "pretrain": {"model": {"tokenizer": f"{root}/prepare/step_000000/model"}, "data": data("text")},
-        "sft": {"model": base, "data": data("prompt_completion")},
-        "ppo": {"policy_model": sft, "prompts": data("prompts")},
+        "pretrain": {"model": {"tokenizer": of("prepare", "step_000000/model")}, "data": rows("text")},
+        "sft": {"model": base, "data": rows("prompt_completion")},
+        "reward_model": {"model": base, "data": rows("preference")},
+        "pairs": {"model": sft, "reward_model": scores, "prompts": rows("prompts")},
+        "dpo": {"model": sft, "data": pairs},
+        "kto": {"model": sft, "data": rows("labelled")},
+        "ppo": {"policy_model": sft, "reward_model": scores, "prompts": rows("prompts")},
         "evaluate": {
-            "policy": policy,
+            "policy": trained,
             "baseline": sft,
             "base": base,
-            "prompts": f"{tables}/prompts/validation",
-            "words": f"{tables}/text/train",
+            "reward_model": scores,
+            "prompts": tables.get("validation"),
+            "words": of("prepare", "step_000000/state/text/train"),
         },
+        "serve": {"model": trained},
     }
-    if "reward_model" in optional:
-        wiring["reward_model"] = {"model": base, "data": data("preference")}
-        wiring["ppo"]["reward_model"] = wiring["evaluate"]["reward_model"] = f"{root}/reward_model/latest"
-    wiring = {stage: keys | {"run": run} for stage, keys in wiring.items()}
-    return wiring | ({"serve": {"model": policy}} if "serve" in optional else {})
+    wired = {}
+    for stage, keys in wiring.items():
+        if given.get(stage) is None:
+            continue
+        if isinstance(given[stage], dict) and given[stage].get("reward_function"):
+            keys.pop("reward_model", None)
+        wired[stage] = {key: value for key, value in keys.items() if value is not None}
+        if stage in present:
+            wired[stage]["run"] = run
+    return wired
 
 
 def _over(base: Any, given: Any) -> Any:
@@ -109,23 +150,31 @@ def _over(base: Any, given: Any) -> Any:
 
 
 def check(config: PipelineConfig) -> None:
-    """What is known before the first stage has run: the raw data, and that lengths fit the model to come."""
+    """What is known before the first stage has run: all of those that wait for no other, and that lengths fit the
+    model to come."""
     from actors.config import check_lengths
     from jobs.ppo import check_batches
     from rayrlhf.errors import ConfigError
     from rayrlhf.score_function import load_function
 
-    _job("prepare").check(config.prepare)
-    if config.pretrain.model.from_folder:
+    for stage in config.stages:
+        job, own = _job(stage), getattr(config, stage)
+        if not any(_is_inside(path, config.run.directory) for path in job.parents(own).values()):
+            job.check(own)
+    ppo, evaluate = config.ppo, config.evaluate
+    for stage, own in (("ppo", ppo), ("evaluate", evaluate)):
+        if own is not None and own.gold:
+            load_function(own.gold, f"{stage}.gold")
+    if ppo is not None:
+        check_batches(ppo)
+    if config.pretrain is None or config.pretrain.model.from_folder:
         return
     context = config.pretrain.model.context
-    new, key = config.ppo.sampling.max_new_tokens, "ppo.prompts.max_tokens"
-    check_lengths(config.ppo.prompts.max_tokens, new, context, key)
-    new, key = config.evaluate.sampling.max_new_tokens, "evaluate.max_prompt_tokens"
-    check_lengths(config.evaluate.max_prompt_tokens, new, context, key)
-    for stage, name in (("ppo", config.ppo.gold), ("evaluate", config.evaluate.gold)):
-        if name:
-            load_function(name, f"{stage}.gold")
+    if ppo is not None:
+        check_lengths(ppo.prompts.max_tokens, ppo.sampling.max_new_tokens, context, "ppo.prompts.max_tokens")
+    if evaluate is not None:
+        new, key = evaluate.sampling.max_new_tokens, "evaluate.max_prompt_tokens"
+        check_lengths(evaluate.max_prompt_tokens, new, context, key)
     for stage in config.stages:
         if stage not in SUPERVISED:
             continue
@@ -135,29 +184,46 @@ def check(config: PipelineConfig) -> None:
                 f"{stage}.data.max_tokens={longest} is above the context of {context} tokens that "
                 "pretrain.model.context gives: set one of them"
             )
-    check_batches(config.ppo)
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    return path.startswith(directory.rstrip("/") + "/")
 
 
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
-    from cluster.memory import parameters_in
-    from jobs.ppo import plan_for
     from jobs.supervised import worker_plan
-    from rayrlhf.checkpoint import model_folder
 
-    model = config.pretrain.model
-    if model.from_folder:
-        count = parameters_in(model_folder(model.from_folder))
-    else:
-        count = model.num_parameters(config.prepare.tokenizer.vocab_size)
-    supervised = [stage for stage in config.stages if stage in SUPERVISED]
-    plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in supervised}
-    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(config.ppo.roles, count))
-    evaluate = _job("evaluate")
-    plans["evaluate"] = evaluate.plan_for(config.evaluate, dict.fromkeys(evaluate.ROLES, count))
+    count = _num_parameters(config)
+    plans = {}
+    for stage in config.stages:
+        job, own = _job(stage), getattr(config, stage)
+        if stage in SUPERVISED:
+            plans[stage] = worker_plan(stage, own.train, count)
+        elif stage == "ppo":
+            plans[stage] = job.plan_for(own, dict.fromkeys(own.roles, count))
+        elif stage in ("pairs", "evaluate"):
+            plans[stage] = job.plan_for(own, dict.fromkeys(job.ROLES, count))
     if config.serve is not None:
         plans["serve"] = _job("serve").plan(config.serve)
     return plans
+
+
+def _num_parameters(config: PipelineConfig) -> int:
+    """Of the models of this run, which are all of one size; 0 where no stage has a model."""
+    from cluster.memory import parameters_in
+    from rayrlhf.checkpoint import model_folder
+
+    pretrain = config.pretrain
+    if pretrain is not None:
+        if _is_inside(pretrain.model.source(), config.run.directory) and config.prepare is not None:
+            return pretrain.model.num_parameters(config.prepare.tokenizer.vocab_size)
+        return int(_job("pretrain").num_parameters(pretrain))
+    for stage in config.stages:
+        path = getattr(getattr(config, stage), MODEL_KEYS.get(stage, "model"), None)
+        if path is not None:
+            return parameters_in(model_folder(path))
+    return 0
 
 
 def run(config: PipelineConfig) -> str:

@@ -139,9 +139,7 @@ def check(config: PPOConfig) -> None:
         near = difflib.get_close_matches(unknown[0], ROLES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROLES)}"
         raise ConfigError(f"layout.roles.{unknown[0]}: no role has that name; {hint}")
-    missing = [role for role in config.roles if role not in config.layout.roles]
-    if missing:
-        raise ConfigError(f"layout.roles has no {', '.join(missing)}; needed are {', '.join(config.roles)}")
+    config.layout.only(config.roles)
     check_batches(config)
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
@@ -224,14 +222,7 @@ def plan_for(config: PPOConfig, num_parameters: dict[str, int]) -> list[RolePlan
         )
         for role, count in num_parameters.items()
     }
-    return layout.plan(_layout(config), needs)
-
-
-def _layout(config: PPOConfig) -> LayoutConfig:
-    """The layout of the roles that have actors."""
-    roles = {name: role for name, role in config.layout.roles.items() if name in config.roles}
-    pools = {role.pool: config.layout.pools[role.pool] for role in roles.values()}
-    return LayoutConfig(base=None, pools=pools, roles=roles)
+    return layout.plan(config.layout.only(config.roles), needs)
 
 
 def run(config: PPOConfig) -> str:
@@ -260,7 +251,7 @@ async def _run(config: PPOConfig) -> str:
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts)
-    placement = Placement.reserve(_layout(config), config.start_deadline_s, say=console.print)
+    placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
     try:

@@ -54,14 +54,18 @@ def check(config: PretrainConfig) -> None:
 
 def plan(config: PretrainConfig) -> list[RolePlan]:
     """The Ray Train workers."""
-    from cluster.memory import parameters_in
     from jobs.supervised import worker_plan
+
+    return worker_plan(KIND, config.train, num_parameters(config))
+
+
+def num_parameters(config: PretrainConfig) -> int:
+    """Of the model to come, or to be continued."""
+    from cluster.memory import parameters_in
     from rayrlhf.models.causal_lm import vocabulary_size
 
     folder = _folder(config)
-    if config.model.from_folder:
-        return worker_plan(KIND, config.train, parameters_in(folder))
-    return worker_plan(KIND, config.train, config.model.num_parameters(vocabulary_size(folder)))
+    return parameters_in(folder) if config.model.from_folder else config.model.num_parameters(vocabulary_size(folder))
 
 
 def run(config: PretrainConfig) -> str:

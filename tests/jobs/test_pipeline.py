@@ -12,10 +12,11 @@ import pytest
 
 from jobs import pipeline
 from rayrlhf.config import load
-from rayrlhf.errors import ConfigError
+from rayrlhf.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
 SHORT = str(ROOT / "jobs/configs/demo_short.yaml")
+DEMO_STAGES = ("prepare", "pretrain", "sft", "reward_model", "ppo", "evaluate")
 
 
 def test_each_stage_takes_what_the_ones_before_it_left():
@@ -31,7 +32,7 @@ def test_each_stage_takes_what_the_ones_before_it_left():
     )
     assert config.ppo.prompts.max_tokens == 32, "what the file says is kept beside what is filled in"
     assert (config.evaluate.policy, config.evaluate.baseline) == ("runs/mine/ppo/best", "runs/mine/sft/latest")
-    assert {getattr(config, stage).run.seed for stage in config.stages} == {3} and config.stages == pipeline.STAGES
+    assert {getattr(config, stage).run.seed for stage in config.stages} == {3} and config.stages == DEMO_STAGES
     assert config.serve is not None and config.serve.model == "runs/mine/ppo/best"
 
 
@@ -43,6 +44,31 @@ def test_scores_of_a_function_need_no_reward_model():
     assert "critic" not in config.ppo.roles and config.evaluate.sampling.greedy
     pipeline.check(config)
     assert list(pipeline.plan(config)) == ["pretrain", "sft", "ppo", "evaluate"]
+
+
+def test_stages_left_out_are_taken_from_upstream():
+    config = load(pipeline.PipelineConfig, str(ROOT / "jobs/configs/demo_dpo.yaml"), ["run.root=/there"])
+    assert config.stages == ("pairs", "dpo", "evaluate")
+    tables = "runs/demo/prepare/step_000000/state"
+    assert (config.pairs.model, config.pairs.prompts.train) == ("runs/demo/sft/latest", f"{tables}/prompts/train")
+    assert config.pairs.reward_model == config.evaluate.reward_model == "runs/demo/reward_model/latest"
+    made = "/there/demo-dpo/pairs/step_000000/state/preference"
+    assert (config.dpo.model, config.dpo.data.train) == ("runs/demo/sft/latest", f"{made}/train")
+    assert (config.evaluate.policy, config.evaluate.baseline) == ("/there/demo-dpo/dpo/latest", "runs/demo/sft/latest")
+    kto = load(pipeline.PipelineConfig, str(ROOT / "jobs/configs/demo_kto.yaml"), [])
+    assert kto.kto.data.validation == f"{tables}/labelled/validation"
+    assert kto.evaluate.policy == "runs/demo-kto/kto/latest"
+    people = load(pipeline.PipelineConfig, None, ["run.name=x", "upstream=runs/demo", "dpo.beta=0.2"])
+    assert people.dpo.data.train == f"{tables}/preference/train", "without samples: the pairs that people rated"
+    function = ["pairs.reward_function=tests.jobs.rewards:vowels", "pairs.samples=4"]
+    assert load(pipeline.PipelineConfig, None, ["run.name=x", "upstream=y", *function]).pairs.reward_model is None
+
+
+def test_what_waits_for_no_other_stage_is_checked_at_once(tmp_path):
+    dpo = str(ROOT / "jobs/configs/demo_dpo.yaml")
+    config = load(pipeline.PipelineConfig, dpo, [f"upstream={tmp_path}/nothing", f"run.root={tmp_path}"])
+    with pytest.raises(CheckpointError, match="nothing/sft/latest is not a finished stage"):
+        pipeline.check(config)
 
 
 def test_without_a_serve_section_nothing_is_served():
@@ -60,12 +86,20 @@ def test_the_demo_fits_sixty_lines():
         ("ppo.sampling.max_new_tokens=100", "context is 128; set max_new_tokens to at most 96"),
         ("sft.data.max_tokens=500", "sft.data.max_tokens=500 is above the context of 128"),
         ("sft.run.seed=5", "sft.run differs from run"),
+        ("kto.beta=0.2", "kto and ppo are given, but a pipeline trains one policy: .* upstream=runs/demo-short"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
     ],
 )
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
     with pytest.raises(ConfigError, match=words):
         pipeline.check(load(pipeline.PipelineConfig, SHORT, [override]))
+
+
+def test_a_pipeline_needs_a_stage_and_what_it_takes():
+    with pytest.raises(ConfigError, match="no stage is given; there are prepare, pretrain"):
+        load(pipeline.PipelineConfig, None, ["run.name=x"])
+    with pytest.raises(ConfigError, match=r"dpo\.model"):
+        load(pipeline.PipelineConfig, None, ["run.name=x", "dpo.beta=0.2"])
 
 
 def rayrlhf(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,11 +127,11 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     run = tmp_path / "demo-short"
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary["stages"]) == set(pipeline.STAGES)
+    assert set(summary["stages"]) == set(DEMO_STAGES)
     assert (run / "report.html").stat().st_size > 10_000
 
     again = rayrlhf("pipeline", SHORT, *keys)
-    assert again.stdout.count("there already, made from the same inputs; skipped") == len(pipeline.STAGES)
+    assert again.stdout.count("there already, made from the same inputs; skipped") == len(DEMO_STAGES)
 
     changed = "evaluate.num_prompts=32"
     refused = rayrlhf("pipeline", SHORT, *keys, changed)
@@ -105,4 +139,4 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     assert "num_prompts: 64 -> 32" in refused.stderr and "run.when_changed=replace" in refused.stderr
     replaced = rayrlhf("pipeline", SHORT, *keys, changed, "run.when_changed=replace")
     assert replaced.returncode == 0, replaced.stderr[-3000:]
-    assert replaced.stdout.count("same inputs; skipped") == len(pipeline.STAGES) - 1
+    assert replaced.stdout.count("same inputs; skipped") == len(DEMO_STAGES) - 1
