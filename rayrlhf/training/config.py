@@ -53,6 +53,11 @@ class TrainConfig(Section):
     microbatch_tokens: int = Field(
         default=4096, ge=1, description="most tokens, padding included, of one forward pass of one worker"
     )
+    packing: bool = Field(
+        default=False,
+        description="no padding: the rows of a forward pass stand one after the other, each seeing only itself; the "
+        "same numbers, for rows of unlike lengths and attention kernels that skip what is masked",
+    )
     epochs: int = Field(default=1, ge=1, description="passes over the training rows")
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many optimizer steps")
     validate_every: int = Field(

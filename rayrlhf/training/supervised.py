@@ -25,6 +25,7 @@ from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
 from rayrlhf.models.config import ModelConfig
+from rayrlhf.models.forward import use_packing
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EarlyStopping, TrainConfig
@@ -70,6 +71,8 @@ class Supervised:
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
+        if stage.train.packing:
+            use_packing(model)
         self.engine = Engine(model, stage.train.engine, stage.total_steps)
         self.progress = _Progress()
         self.seconds_before = 0.0
@@ -136,7 +139,8 @@ class Supervised:
 
     def _shares_of(self, rows: list[Row]) -> list[torch.LongTensor]:
         lengths = [self.loss.padded_tokens(row) for row in rows]
-        return microbatches(lengths, self.train.microbatch_tokens, self.engine.world_size, self.engine.rank)
+        engine, train = self.engine, self.train
+        return microbatches(lengths, train.microbatch_tokens, engine.world_size, engine.rank, train.packing)
 
     def _count(self, rows: list[Row]) -> int:
         count = self.loss.count(rows)

@@ -17,6 +17,7 @@ from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError, DataError, ModelError
 
+TWO = ["train.num_workers=2", "train.engine.zero_stage=2", "train.packing=true"]
 TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e-3", "data.max_tokens=64"]
 
 
@@ -51,13 +52,13 @@ def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str,
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_sft_is_the_same_with_one_and_two_workers(
+def test_sft_is_the_same_with_one_worker_and_padding_as_with_two_and_packing(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
     checkpoints = ["train.save_every=8", "train.keep=5"]
     shared = [tiny_model("llama"), files["completions"], "train.epochs=4", "train.validate_every=10", *checkpoints]
     stages, logs = [], []
-    for name, more in (("one", []), ("two", ["train.num_workers=2", "train.engine.zero_stage=2"])):
+    for name, more in (("one", []), ("two", TWO)):
         stages.append(fine_tune(sft, sft.SFTConfig, tmp_path, name, *shared, *more))
         logs.append(logged(tmp_path, name))
     one, two = logs
@@ -76,7 +77,7 @@ def test_sft_is_the_same_with_one_and_two_workers(
 
 def resumes_exactly(root: Path, shared: list[str]) -> None:
     """Take the run "two" back to where a kill after step 18 would have left it, and let it go on."""
-    stage, more = root / "two" / "sft", ["train.num_workers=2", "train.engine.zero_stage=2"]
+    stage, more = root / "two" / "sft", TWO
     assert sorted(p.name for p in stage.glob("step_*")) == ["step_000008", "step_000016", "step_000020"]
     before, weights = logged(root, "two"), weights_of(str(stage))
     shutil.rmtree(stage / "step_000020")

@@ -20,14 +20,13 @@ from datasets import Dataset
 from torch import Tensor
 
 from rayrlhf import estimators
-from rayrlhf.algorithms.preference_loss import kto
 from rayrlhf.batches import Experience, PolicyBatch, Rollouts, Scores, Values
 from rayrlhf.data.tokenize import encode_row
 from rayrlhf.models import causal_lm, scalar
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig
-from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, pair_logprobs
+from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss, completion_logprobs
 from rayrlhf.training.passes import response_logprobs
 from rayrlhf.training.policy_learner import PolicyLearner
 from rayrlhf.training.ppo_config import EntropyConfig, PolicyUpdateConfig
@@ -96,6 +95,15 @@ def assert_same_gradients(ours: Any, theirs: Any) -> None:
         )
 
 
+@torch.no_grad()
+def judge(reference: Any, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Give the rows the reference's log-probs, as a stage does."""
+    for ids, name in columns.items():
+        found = completion_logprobs(reference, [row[ids] for row in rows], [row["prompt_length"] for row in rows], CPU)
+        for row, value in zip(rows, found.tolist(), strict=True):
+            row[name] = value
+
+
 def batch_of(trainer: Any) -> dict[str, Tensor]:
     """What TRL's own collator makes of all its rows."""
     return trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
@@ -126,10 +134,7 @@ def test_direct_preference(form: Any, tiny_model: Callable[[str], str], offline:
     expected = trainer.compute_loss(trainer.model, batch_of(trainer))
     expected.backward()
 
-    with torch.no_grad():
-        references = pair_logprobs(reference, rows, CPU)
-    for row, chosen, rejected in zip(rows, *references, strict=True):
-        row |= {"ref_chosen": float(chosen), "ref_rejected": float(rejected)}
+    judge(reference, rows, DirectPreferenceLoss.reference_columns)
     num_tokens = 1 if form == "dpo" else len(rows[0]["chosen_ids"]) - rows[0]["prompt_length"]
     loss = DirectPreferenceLoss(form, BETA / num_tokens).shares(policy, rows, len(rows), CPU)["loss"] / num_tokens**2
     loss.backward()
@@ -185,26 +190,21 @@ def test_kto(exchanged: bool, tiny_model: Callable[[str], str], offline: dict[st
     expected = trainer.compute_loss(trainer.model, batch_of(trainer))
     expected.backward()
 
-    def logprobs(model: Any) -> tuple[Tensor, Tensor]:
-        """(of each completion, of another one after the same prompt: what TRL's estimate of the KL is made of)"""
-        pairs = [
-            {
-                "chosen_ids": row["prompt_ids"] + row["completion_ids"],
-                "rejected_ids": row["prompt_ids"] + row["KL_completion_ids"],
-                "prompt_length": len(row["prompt_ids"]),
-            }
-            for row in trainer.train_dataset
-        ]
-        return pair_logprobs(model, pairs, CPU)
-
-    completions, others = logprobs(policy)
+    ours = [
+        {
+            "input_ids": row["prompt_ids"] + row["completion_ids"],
+            "kl_ids": row["prompt_ids"] + row["KL_completion_ids"],  # another row's completion, of TRL's choice
+            "prompt_length": len(row["prompt_ids"]),
+            "label": row["label"],
+        }
+        for row in trainer.train_dataset
+    ]
+    kto = KTOLoss(BETA, **weights)
+    judge(reference, ours, kto.reference_columns)
     with torch.no_grad():
-        ref_completions, ref_others = logprobs(reference)
-    kl, good = (others - ref_others).mean(), torch.tensor(trainer.train_dataset["label"])
-    assert bool(kl > 0) == exchanged
-    loss = kto(
-        completions[good], completions[~good], ref_completions[good], ref_completions[~good], kl, BETA, **weights
-    )
+        summed = kto.prepared(ours, lambda shares: {n: float(v) for n, v in shares(policy, ours, CPU).items()})
+    assert (summed.kl > 0) == exchanged
+    loss = summed.shares(policy, ours, len(ours), CPU)["loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     assert_same_gradients(policy, trainer.model)
