@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,23 @@ def test_the_demo_fits_sixty_lines():
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
     with pytest.raises(ConfigError, match=words):
         pipeline.check(load(pipeline.PipelineConfig, SHORT, [override]))
+
+
+def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, monkeypatch):
+    text = (ROOT / "docs/your_data.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    row = {"prompt": "a", "completion": " b", "chosen": " c", "rejected": " d"}
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(block)
+    Path("data").mkdir()
+    for name in set(re.findall(r"data/(\w+\.jsonl)", block)):
+        Path("data", name).write_text(json.dumps(row) + "\n")
+    shutil.copytree(tiny_model("llama"), "path/to/hf_folder")
+    model = json.loads(Path("path/to/hf_folder/config.json").read_text())
+    Path("path/to/hf_folder/config.json").write_text(json.dumps(model | {"max_position_embeddings": 1024}))
+    config = load(pipeline.PipelineConfig, "mine.yaml", [])
+    pipeline.check(config)
+    assert list(pipeline.plan(config)) == list(config.stages) == ["sft", "reward_model", "ppo", "evaluate"]
 
 
 def test_a_pipeline_needs_a_stage_and_what_it_takes():
