@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from jobs import command
 from jobs.dpo import DPOConfig
 from jobs.evaluate import EvaluateConfig
 from jobs.kto import KTOConfig
@@ -242,6 +243,15 @@ def run(config: PipelineConfig) -> str:
     return config.run.directory
 
 
+def stages(config: PipelineConfig) -> dict[str, command.Made]:
+    """What each stage is made from."""
+    found = {}
+    for stage in config.stages:
+        own = getattr(config, stage)
+        found[stage] = command.Made(own, _job(stage).parents(own))
+    return found
+
+
 def _report(config: PipelineConfig, console: Console) -> None:
     import fsspec
 
@@ -286,9 +296,7 @@ def _job(name: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from jobs import command
-
-    return command.main("pipeline", PipelineConfig, check, plan, run, argv)
+    return command.main("pipeline", PipelineConfig, check, plan, run, argv, stages=stages)
 
 
 if __name__ == "__main__":
