@@ -188,7 +188,7 @@ def _would_do(stage: str, made: Made) -> str:
     """What a run would do with the stage that is there, if one is."""
     from rayrlhf import lineage
 
-    found = lineage.check(made.config.run.stage(stage), made.config.model_dump(mode="json"), made.parents)
+    found = lineage.check(made.config.run.stage(stage), made.config, made.parents)
     if found.stage is None:
         return "would be made"
     words = {
@@ -226,7 +226,7 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
 def _is_finished(name: str, config: Any, parents: dict[str, str]) -> bool:
     from rayrlhf import lineage
 
-    found = lineage.check(config.run.stage(name), config.model_dump(mode="json"), parents)
+    found = lineage.check(config.run.stage(name), config, parents)
     if found.state == "finished" and found.stage is not None:
         print(f"{name}: there already, made from the same inputs: {found.stage.path}")
     return found.state == "finished"

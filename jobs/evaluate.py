@@ -177,7 +177,7 @@ async def _run(config: EvaluateConfig) -> str:
     from rayrlhf.models.causal_lm import load_tokenizer
 
     root, describe, made_from = config.run.stage("evaluate"), config.model_dump(mode="json"), parents(config)
-    claim(root, describe, made_from)
+    claim(root, config, made_from)
     writer = StageWriter(root, step=0)
     tokenizer = load_tokenizer(model_folder(config.policy))
     source = DataConfig(

@@ -145,7 +145,7 @@ async def _run(config: PairsConfig) -> str:
     from rayrlhf.metrics import MetricsLog
 
     root, describe, made_from = config.run.stage(KIND), config.model_dump(mode="json"), parents(config)
-    claim(root, describe, made_from)
+    claim(root, config, made_from)
     writer, log, console = StageWriter(root, step=0), MetricsLog(config.run.directory, KIND), Console()
     placement = Placement.reserve(config.layout.only(ROLES), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}

@@ -267,7 +267,7 @@ def _stage(name: str, stage_config: Any, config: PipelineConfig, console: Consol
     from rayrlhf import lineage
 
     job = _job(name)
-    found = lineage.check(config.run.stage(name), stage_config.model_dump(mode="json"), job.parents(stage_config))
+    found = lineage.check(config.run.stage(name), stage_config, job.parents(stage_config))
     if found.state == "finished":
         console.print(f"{name}: there already, made from the same inputs; skipped", highlight=False)
         return

@@ -246,7 +246,7 @@ async def _run(config: PPOConfig) -> str:
 
     console, root = Console(), config.run.stage("ppo")
     describe, made_from = config.model_dump(mode="json"), parents(config)
-    found = claim(root, describe, made_from)
+    found = claim(root, config, made_from)
     done = found.stage.manifest["step"] if found.stage else -1
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))

@@ -79,7 +79,7 @@ def run(config: PretrainConfig) -> str:
         config.data,
         config.train,
         _folder(config),
-        config.model_dump(mode="json"),
+        config,
         parents(config),
         new=None if config.model.from_folder else config.model,
     )

@@ -70,10 +70,9 @@ class FineTuning:
         from rayrlhf.checkpoint import model_folder
         from rayrlhf.training.launcher import fit
 
-        describe, parents = config.model_dump(mode="json"), self.parents(config)
-        folder, more = model_folder(config.model), self.options(config)
+        parents, folder, more = self.parents(config), model_folder(config.model), self.options(config)
         rows = self.form(config)
-        return fit(self.kind, rows, config.run, config.data, config.train, folder, describe, parents, **more)
+        return fit(self.kind, rows, config.run, config.data, config.train, folder, config, parents, **more)
 
     def options(self, config: Any) -> dict[str, Any]:
         """Further arguments of `fit`: a loss of its own, its reference."""

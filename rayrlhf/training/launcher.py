@@ -33,7 +33,7 @@ def fit(
     data: DataConfig,
     train: TrainConfig,
     folder: str,
-    config: dict[str, Any],
+    config: Any,
     parents: dict[str, str],
     new: ModelConfig | None = None,
     loss: Loss | None = None,
@@ -44,7 +44,8 @@ def fit(
 
     A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
 
-    `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
+    `config` is the job's own, for the record and to compare with what is there; `run`, `data` and `train` are
+    its parts.  `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
     of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from the
     encoded rows those that the loss takes.  Rows stay in Ray's object store; the driver only counts them.
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
@@ -77,7 +78,7 @@ def fit(
         folder=os.path.abspath(folder),
         new=new,
         total_steps=min(total, train.max_steps or total),
-        config=config,
+        config=config.model_dump(mode="json"),
         parents={role: absolute(path) for role, path in parents.items()},
         resume_from=found.stage.path if found.stage else None,
         started=started,
