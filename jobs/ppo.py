@@ -24,7 +24,7 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
@@ -254,8 +254,9 @@ async def _run(config: PPOConfig) -> str:
     placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
+    texts = _texts(config, tokenizer, max(done, 0))
     try:
-        roles = await _start(config, placement, groups, stopwatch, _texts(config, tokenizer, max(done, 0)))
+        roles = await _start(config, placement, groups, stopwatch, texts)
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
@@ -276,9 +277,11 @@ async def _run(config: PPOConfig) -> str:
             group.stop()
         placement.release()
         log.close()
+        if texts is not None:
+            texts.close()
 
 
-def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Iterator[TextBatch] | None:
+def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Generator[TextBatch] | None:
     """The batches of a pretraining mix from RL step `done` + 1 on."""
     from rayrlhf.data.prompt_stream import text_batches
 
@@ -293,7 +296,7 @@ async def _start(
     placement: Placement,
     groups: dict[str, Any],
     stopwatch: Any,
-    texts: Iterator[TextBatch] | None,
+    texts: Generator[TextBatch] | None,
 ) -> Roles:
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
     from actors import critic, group, policy, reference, reward, rollout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,12 +29,13 @@ def training_prompts(
     seed: int,
     skip: int = 0,
     group_size: int = 1,
-) -> Iterator[Prompts]:
+) -> Generator[Prompts]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
     each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
     Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch
-    is held here.  Raises DataError when no prompt is within `config.max_tokens`.
+    is held here; close it where it is left before its end.  Raises DataError when no prompt is within
+    `config.max_tokens`.
     """
     rows = encoded(
         read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long
@@ -43,7 +45,7 @@ def training_prompts(
         raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
     epochs = -(-num_batches * batch_size // group_size // count)
     stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size)
-    return itertools.islice(stream, skip, num_batches)
+    return _part(stream, skip, num_batches)
 
 
 def held_out_prompts(config: DataConfig, tokenizer: Any, count: int) -> Prompts:
@@ -72,7 +74,7 @@ def pad(ids: list[list[int]], first_index: int, pad_id: int) -> Prompts:
 
 def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
-) -> Iterator[TextBatch]:
+) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
     rows = encoded(read(config.train, config.format, "text"), "text", tokenizer, config.max_tokens, config.too_long)
     count = rows.count()
@@ -89,7 +91,12 @@ def text_batches(
         yield TextBatch(tokens, lengths, mask)
 
 
-def _batches(rows: Dataset, batch_size: int, tokenizer: Any, group_size: int = 1) -> Iterator[Prompts]:
+def _part(stream: Generator[Prompts], first: int, last: int) -> Generator[Prompts]:
+    with closing(stream):
+        yield from itertools.islice(stream, first, last)
+
+
+def _batches(rows: Dataset, batch_size: int, tokenizer: Any, group_size: int = 1) -> Generator[Prompts]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stream: Any = rows.iter_batches(batch_size=batch_size // group_size, batch_format="pyarrow", drop_last=True)
     for number, batch in enumerate(stream):
