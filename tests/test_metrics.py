@@ -49,3 +49,5 @@ def test_the_console_line_is_short():
         {"objective/kl": "kl", "optim/lr": "lr", "x": "x"},
     )
     assert line == "ppo  3/80  kl 12.35  lr 1.00e-04"
+    line = console_line("sft", 1, 9, {"loss": float("nan"), "norm": float("inf")}, {"loss": "loss", "norm": "norm"})
+    assert line == "sft 1/9  loss nan  norm inf"

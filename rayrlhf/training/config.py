@@ -7,6 +7,27 @@ from pydantic import Field, model_validator
 from rayrlhf.config import Section
 
 
+class GuardConfig(Section):
+    """Optimizer steps that are not taken: loss or gradient norm not finite, or above a running bound."""
+
+    bound: float | None = Field(
+        default=None,
+        gt=0,
+        description="skip a step whose loss or gradient norm is more than this many (robust) standard deviations above "
+        "the median of the last steps; null: only what is not finite is skipped",
+    )
+    window: int = Field(default=64, ge=2, description="steps that the bound is made of; there is none before")
+    max_skips: int = Field(
+        default=3, ge=1, description="steps skipped in a row that make a supervised stage roll back, and PPO stop"
+    )
+
+    @model_validator(mode="after")
+    def _window_needs_a_bound(self) -> "GuardConfig":
+        if self.bound is None and self.window != 64:
+            raise ValueError(f"guard.window={self.window} has no effect without guard.bound: set one, or leave it out")
+        return self
+
+
 class EngineConfig(Section):
     """The optimizer over DeepSpeed; the same for supervised stages, policy and critic."""
 
@@ -32,6 +53,7 @@ class EngineConfig(Section):
         default="float32", description="bf16: matrix products in bfloat16, weights and optimizer in float32"
     )
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
+    guard: GuardConfig = Field(default=GuardConfig(), description="steps that are skipped")
 
 
 class EarlyStopping(Section):
