@@ -53,6 +53,8 @@ def test_waiting_longer_or_keeping_more_changes_nothing(tmp_path):
     make(root, {"call_deadline_s": 900.0, "loop": {"save_every": 20, "keep": 2, "steps": 5}}, {})
     now = {"call_deadline_s": 9.0, "loop": {"save_every": 3, "keep": 9, "steps": 5}}
     assert standing(root, now, {}).state == "finished"
+    make(f"{tmp_path}/sft", {"train": {"rollback": {"max_rollbacks": 2}}}, {})
+    assert standing(f"{tmp_path}/sft", {"train": {"rollback": {"max_rollbacks": 5}}}, {}).state == "finished"
     now["loop"]["steps"] = 6
     assert standing(root, now, {}).differences == ("loop.steps: 5 -> 6",)
 

@@ -64,6 +64,25 @@ class EarlyStopping(Section):
     patience: int = Field(default=3, ge=1, description="validations without improvement before stopping")
 
 
+class RollbackConfig(Section):
+    """What a supervised stage does when steps are skipped in a row: back to the newest checkpoint (or the
+    start), on with the minibatches after the trouble (Chowdhery et al. 2022, PaLM, section 5.1)."""
+
+    max_rollbacks: int = Field(
+        default=2, ge=0, description="rollbacks of a stage; the next one is a stop with a report"
+    )
+    lr_factor: float = Field(default=0.5, gt=0, le=1, description="every rollback multiplies the learning rate by this")
+    skip_minibatches: int = Field(
+        default=0, ge=0, description="minibatches left out after a rollback, beside those since the checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _needs_a_rollback(self) -> "RollbackConfig":
+        if not self.max_rollbacks and (self.lr_factor != 0.5 or self.skip_minibatches):
+            raise ValueError("rollback.lr_factor and rollback.skip_minibatches have no effect with max_rollbacks=0")
+        return self
+
+
 class TrainConfig(Section):
     """A supervised stage: workers, batch sizes, length, validation."""
 
@@ -87,6 +106,7 @@ class TrainConfig(Section):
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
     engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
+    rollback: RollbackConfig = Field(default=RollbackConfig(), description="when steps are skipped in a row")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
