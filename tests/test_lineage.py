@@ -21,6 +21,7 @@ class Train(Section):
     steps: int = 3
     save_every: int = 20
     keep: int = 2
+    max_rollbacks: int = 2
 
 
 class Config(Section):
@@ -79,7 +80,7 @@ def test_a_checkpoint_on_the_way_is_unfinished(tmp_path):
 def test_waiting_longer_or_keeping_more_changes_nothing(tmp_path):
     root = f"{tmp_path}/ppo"
     make(root, configured(), {})
-    train = {"save_every": 3, "keep": 9}
+    train = {"save_every": 3, "keep": 9, "max_rollbacks": 5}
     assert standing(root, configured(call_deadline_s=9.0, train=train), {}).state == "finished"
     assert standing(root, configured(train=train | {"steps": 6}), {}).differences == ("train.steps: 3 -> 6",)
 

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,13 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rayrlhf.errors import CheckpointError, RayRLHFError
-from rayrlhf.training import distributed
+from rayrlhf.algorithms.spike_guard import SpikeGuard
+from rayrlhf.errors import CheckpointError
+from rayrlhf.training import distributed, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor
 
 LossFn = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 _TAG = "engine"
+_LOSS, _NORM = "engine/loss", "engine/squared_norm"  # reduced with the caller's stats
 
 
 class _Root(nn.Module):
@@ -48,10 +51,17 @@ class Engine:
 
     torch.distributed must be initialised (`distributed.init`, or Ray Train); nccl trains on the
     current CUDA device, gloo on CPU.  `total_steps` is where the cosine ends.
+
+    `step` counts updates, and the schedule goes by it: after a step that the guard skipped, weights,
+    optimizer, gradients and learning rate are those of a run that never saw that minibatch.
     """
 
     def __init__(self, model: Any, config: EngineConfig, total_steps: int) -> None:
         self.config, self.total_steps, self.step = config, total_steps, 0
+        self.lr_scale = 1.0  # on top of the schedule
+        self.guard = SpikeGuard(config.guard.bound, config.guard.window)
+        self.problem = ""  # why the last optimizer step was skipped
+        self.recent = deque[str](maxlen=config.guard.max_skips + 4)  # the last optimizer steps, for a report
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = distributed.device()
         deepspeed = _import_deepspeed(self.device)
@@ -62,17 +72,18 @@ class Engine:
         self.module: Any = root.model
         self.module.train()
 
-    def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn) -> dict[str, float]:
-        """One optimizer step.
+    def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn, name: str = "") -> dict[str, float]:
+        """One optimizer step, unless the guard finds that it must be skipped: `problem` then says why.
 
         `loss_fn(microbatch) -> (loss, stats)` runs the forward through `engine.module`; its loss is
         this microbatch's share of the minibatch loss.  Every rank must give as many microbatches.
+        `name` is what a report calls this minibatch.
         Returns the stats (every rank must have the same names) summed over microbatches and ranks,
-        a name ending in `_max` as the maximum; plus `optim/grad_norm` (before clipping) and
-        `optim/lr`.  Raises RayRLHFError when the gradient norm is not finite; weights are then
-        unchanged.
+        a name ending in `_max` as the maximum; plus `optim/grad_norm` (before clipping), `optim/lr` and
+        `optim/skipped_steps` (so far, of the whole run).
         """
         lr = self.config.lr * lr_factor(self.step, self.config.warmup_steps, self.total_steps, self.config.min_lr_ratio)
+        lr *= self.lr_scale
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
@@ -83,11 +94,18 @@ class Engine:
             with self._autocast():
                 loss = self._engine(microbatch, loss_fn, stats)
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
-            _add(totals, stats)
-        norm = self._apply()
-        self.step += 1
+            _add(totals, stats | {_LOSS: loss})
+        is_whole = self.config.zero_stage == 0  # on every rank, so that one counts
+        own = 0.0 if is_whole and self.rank else gradients.norm(self._engine, self.config.zero_stage)
+        totals[_NORM] = own**2
         reduced = distributed.sum_over_ranks(totals, self.device)
-        return reduced | {"optim/grad_norm": norm, "optim/lr": lr}
+        norm = self._apply_or_skip(reduced.pop(_LOSS), math.sqrt(reduced.pop(_NORM)), name)
+        return reduced | {"optim/grad_norm": norm, "optim/lr": lr, "optim/skipped_steps": float(self.guard.num_skipped)}
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether as many steps in a row were skipped as `config.guard.max_skips`."""
+        return self.guard.num_in_row >= self.config.guard.max_skips
 
     def evaluate(self, microbatches: Iterable[Any], stats_fn: Callable[[Any], dict[str, Any]]) -> dict[str, float]:
         """Sums of `stats_fn(microbatch)` over microbatches and ranks, without gradients."""
@@ -112,36 +130,39 @@ class Engine:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _apply(self) -> float:
-        """Take the optimizer step; returns the gradient norm before clipping."""
-        if self.config.zero_stage == 0:
-            # gradients are whole and reduced here, and DeepSpeed does not report their norm
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
-            self._require_finite(norm)
+    def _apply_or_skip(self, loss: float, norm: float, name: str) -> float:
+        """Update, or drop the gradients; both numbers are of the whole minibatch, so all ranks do the same.
+        Returns the gradient norm, to the bit the one that clipping divided by where there was an update."""
+        self.problem = self.guard.problem(loss, norm)
+        if self.problem:
+            gradients.drop(self._engine, self.config.zero_stage)
+        else:
             self._engine.step()
-            return norm
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        self._require_finite(norm if norm >= 0 else math.nan)  # -1 is DeepSpeed's mark for nan and inf
+            if self.config.zero_stage > 0:
+                norm = float(self._engine.get_global_grad_norm())
+            if not self._engine.was_step_applied():  # finite, but DeepSpeed's square of it in float32 was not
+                self.problem = f"the gradient norm is {norm}"
+        self.guard.record(loss, norm, is_taken=not self.problem)
+        lr = self._engine.optimizer.param_groups[0]["lr"]
+        outcome = f"skipped, as {self.problem}" if self.problem else "taken"
+        self.recent.append(f"{name}: loss {loss:.4g}, gradient norm {norm:.4g}, lr {lr:.3g}; {outcome}")
+        self.step += not self.problem
         return norm
 
-    def _require_finite(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            lr = self._engine.optimizer.param_groups[0]["lr"]
-            raise RayRLHFError(
-                f"the gradient norm of optimizer step {self.step} is {norm} (lr {lr:.3g}, precision "
-                f"{self.config.precision}, grad_clip {self.config.grad_clip}): the loss has diverged or the data hold "
-                "values that are not finite. Lower engine.lr, lengthen engine.warmup_steps, or use "
-                "engine.precision=float32"
-            )
+    def close(self) -> None:
+        """Let go of it: without this DeepSpeed's hooks hold weights and optimizer states for good (and at
+        ZeRO 3 its caches hold this rank's partitions even so)."""
+        self._engine.destroy()
 
     def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
         """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
         and `extra`, the caller's own."""
         os.makedirs(directory, exist_ok=True)
         self._engine.save_checkpoint(
-            directory, tag=_TAG, client_state={"step": self.step, "extra": extra or {}}, save_latest=False
+            directory,
+            tag=_TAG,
+            client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
+            save_latest=False,
         )
         rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.device.type == "cuda":
@@ -163,6 +184,7 @@ class Engine:
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
+        self.guard.load_state_dict(client["guard"])
         rng = torch.load(self._rng_path(directory), weights_only=False)
         torch.set_rng_state(rng["torch"])
         random.setstate(rng["python"])

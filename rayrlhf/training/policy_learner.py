@@ -84,10 +84,11 @@ class PolicyLearner(Learner):
         if self.average is not None:
             self.average.update()
         metrics = self.averages(steps, _NAMES | self._more_names())
-        metrics["policy/first_ratio_max_dev"] = steps[0][1]["policy/ratio_dev_max"]
-        metrics["policy/optimizer_steps"] = float(len(steps))
+        metrics["policy/first_ratio_max_dev"] = steps[0].stats["policy/ratio_dev_max"]
+        metrics["policy/optimizer_steps"] = float(sum(not step.is_skipped for step in steps))
         metrics["policy/entropy_coefficient"] = self.entropy_control.coefficient
-        self.entropy_control.update(metrics["objective/entropy"])
+        if metrics["policy/optimizer_steps"]:
+            self.entropy_control.update(metrics["objective/entropy"])
         return metrics
 
     def _more_names(self) -> dict[str, str]:

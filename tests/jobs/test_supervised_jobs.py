@@ -15,7 +15,7 @@ import torch
 from jobs import dpo, kto, pretrain, reward_model, sft
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
-from rayrlhf.errors import ConfigError, DataError, ModelError
+from rayrlhf.errors import ConfigError, DataError, DivergenceError, ModelError
 
 TWO = ["train.num_workers=2", "train.engine.zero_stage=2", "train.packing=true"]
 TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e-3", "data.max_tokens=64"]
@@ -149,6 +149,21 @@ def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) 
     assert [row["loss/train"] for row in again] == [row["loss/train"] for row in rows]
     stamp = manifest.stat().st_mtime_ns
     assert run() == str(manifest.parent) and manifest.stat().st_mtime_ns == stamp, "what is finished is left alone"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    """At this learning rate every second step finds a model whose loss is not finite."""
+    more = ["train.engine.lr=1e30", "train.rollback.max_rollbacks=1", "train.engine.guard.max_skips=2"]
+    shared = tiny_model("llama"), files["completions"], "train.epochs=3"
+    with pytest.raises(DivergenceError, match=r"4 in the whole run\), and train.rollback.max_rollbacks=1") as told:
+        fine_tune(sft, sft.SFTConfig, tmp_path, "run", *shared, *more)
+    assert "rolled back to the start" in str(told.value) and "Traceback" not in str(told.value)
+    rows = logged(tmp_path, "run")
+    assert [row["optim/skipped_steps"] for row in rows] == [0, 1, 2, 2, 3, 4]
+    assert [row["optim/rollbacks"] for row in rows] == [0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("ray_local")
