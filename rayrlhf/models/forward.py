@@ -28,8 +28,10 @@ def causal_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     then empty but still attached to every parameter.
     """
     _check(tokens, lengths)
-    logits = model(input_ids=_rows_or_one(tokens), use_cache=False).logits
-    return logits[: tokens.shape[0]]
+    rows = _rows_or_one(tokens)
+    logits = model(input_ids=rows, use_cache=False).logits
+    # a tuned prompt's virtual tokens have logits too, before the text's
+    return logits[: tokens.shape[0], logits.shape[1] - rows.shape[1] :]
 
 
 def last_hidden(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:

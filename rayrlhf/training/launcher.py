@@ -12,6 +12,7 @@ from rayrlhf import lineage
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.config import TrainConfig
 
@@ -34,15 +35,16 @@ def fit(
     new: ModelConfig | None = None,
     loss: Loss | None = None,
     reference: str | None = None,
+    peft: PeftConfig | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
     A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
 
     `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
-    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs.  Rows stay in
-    Ray's object store; the driver only counts them.  Raises DataError when there are fewer rows
-    than a minibatch, and what a worker raised.
+    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `peft`: an adapter
+    to train in place of all weights.  Rows stay in Ray's object store; the driver only counts them.
+    Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.training.losses import LOSSES
@@ -75,6 +77,7 @@ def fit(
         resume_from=found.stage.path if found.stage else None,
         started=started,
         is_terminal=sys.stdout.isatty(),
+        peft=peft,
     )
     print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
     return _run_workers(stage, rows)

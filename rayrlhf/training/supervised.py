@@ -23,7 +23,9 @@ from rayrlhf.checkpoint import StageWriter, find_stage, make_final
 from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
+from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EarlyStopping, TrainConfig
@@ -58,6 +60,7 @@ class Stage:
     resume_from: str | None  # step directory of the newest checkpoint
     started: float  # when the stage was called, for its seconds
     is_terminal: bool  # a progress bar in place of lines
+    peft: PeftConfig | None = None  # an adapter in place of all weights
 
 
 class Supervised:
@@ -69,7 +72,7 @@ class Supervised:
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
-        self.engine = Engine(model, stage.train.engine, stage.total_steps)
+        self.engine = Engine(with_adapter(model, stage.peft), stage.train.engine, stage.total_steps)
         self.progress = _Progress()
         self.seconds_before = 0.0
         if stage.resume_from:
