@@ -8,6 +8,7 @@ all stages, and a stage that fails leaves the finished ones as they are.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,15 @@ class PipelineConfig(Section):
                 raise ValueError(
                     f"{stage}.run differs from run: the pipeline's run is every stage's; remove {stage}.run"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _later_stages_read_weights(self) -> PipelineConfig:
+        if self.sft.peft is not None and not self.sft.peft.is_mergeable:
+            raise ValueError(
+                f"sft.peft.kind={self.sft.peft.kind} cannot be merged into weights, which are what ppo and evaluate "
+                "read: set lora or ia3"
+            )
         return self
 
     @property
@@ -140,19 +150,26 @@ def check(config: PipelineConfig) -> None:
 
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
-    from cluster.memory import parameters_in
-    from jobs.ppo import plan_for
+    from jobs.ppo import adapter_sizes, plan_for
     from jobs.supervised import worker_plan
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
+    from rayrlhf.models.targets import adapter_size
 
     model = config.pretrain.model
     if model.from_folder:
-        count = parameters_in(model_folder(model.from_folder))
+        shapes = tensor_shapes(model_folder(model.from_folder))
     else:
-        count = model.num_parameters(config.prepare.tokenizer.vocab_size)
-    supervised = [stage for stage in config.stages if stage in SUPERVISED]
-    plans = {stage: worker_plan(stage, getattr(config, stage).train, count) for stage in supervised}
-    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(config.ppo.roles, count))
+        shapes = model.shapes(config.prepare.tokenizer.vocab_size)
+    count = sum(math.prod(shape) for shape in shapes.values())
+    plans = {}
+    for stage in config.stages:
+        if stage in SUPERVISED:
+            stage_config = getattr(config, stage)
+            adapter = adapter_size(getattr(stage_config, "peft", None), shapes, f"{stage}.peft")
+            plans[stage] = worker_plan(stage, stage_config.train, count, adapter)
+    sizes = adapter_sizes(config.ppo, dict.fromkeys(("policy", "critic"), shapes), "ppo.")
+    plans["ppo"] = plan_for(config.ppo, dict.fromkeys(config.ppo.roles, count), sizes)
     evaluate = _job("evaluate")
     plans["evaluate"] = evaluate.plan_for(config.evaluate, dict.fromkeys(evaluate.ROLES, count))
     if config.serve is not None:
