@@ -146,6 +146,7 @@ def check(config: PipelineConfig) -> None:
                 "pretrain.model.context gives: set one of them"
             )
     check_batches(config.ppo)
+    plan(config)  # finds the layers of adapters
 
 
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:

@@ -43,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_an_sft_job_trains_an_adapter(tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path) -> None:
     base = tiny_model("gpt2")
     given = ["run.name=run", f"run.root={tmp_path}", f"model={base}", f"data.train={files['completions']}"]
-    more = ["peft={kind: lora, rank: 4, dropout: 0.1}", "train.num_workers=2", "train.engine.zero_stage=2"]
+    more = ["peft={kind: lora, rank: 4, dropout: 0.1}", "train.engine.zero_stage=2"]
     config = load(sft.SFTConfig, None, [*given, *SHORT, *more])
     sft.check(config)
     stage = sft.run(config)
@@ -83,7 +83,7 @@ def test_an_adapters_keys_are_checked_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
-PEFT = {"policy.peft": "{rank: 4}", "policy.engine.lr": 1e-2}
+PEFT = {"policy.peft": "{rank: 4}", "policy.engine.lr": 1e-2, "policy.engine.zero_stage": 2}
 
 
 def ppo_config(root: Path, model: str, reward: str, prompts: str, **more: Any) -> PPOConfig:
@@ -93,7 +93,7 @@ def ppo_config(root: Path, model: str, reward: str, prompts: str, **more: Any) -
 def test_ppo_with_adapters_needs_no_reference_actor(tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
     """Two steps; that vLLM has the merged weights is what `sync/logprob_gap` tells in `assert_invariants`."""
     base, reward = tiny_model("llama"), reward_folder("llama")
-    more = {"critic.peft": "{kind: ia3}", "critic.engine.lr": 1e-2}
+    more = {"critic.peft": "{kind: ia3}", "critic.engine.lr": 1e-2, "layout.roles.policy.ranks": 2}
     config = ppo_config(tmp_path, base, reward, prompts_file, **more)
     check_ppo(config)
     assert [role.name for role in plan_ppo(config)] == ["policy", "critic", "rollout", "reward"]

@@ -61,11 +61,25 @@ def test_the_demo_fits_sixty_lines():
         ("sft.data.max_tokens=500", "sft.data.max_tokens=500 is above the context of 128"),
         ("sft.run.seed=5", "sft.run differs from run"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
+        ("sft.peft.kind=prefix_tuning", "sft.peft.kind=prefix_tuning cannot be merged into weights"),
+        ("sft.peft.target_modules=[mlp.up]", "sft.peft.target_modules: the model has no linear layer 'mlp.up'"),
+        ("ppo.policy.peft.target_modules=[c_attn]", "ppo.policy.peft.target_modules: .*'c_attn'; There are down_proj"),
     ],
 )
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
     with pytest.raises(ConfigError, match=words):
         pipeline.check(load(pipeline.PipelineConfig, SHORT, [override]))
+
+
+def test_adapters_need_less_memory_and_no_reference():
+    whole = pipeline.plan(load(pipeline.PipelineConfig, SHORT, []))
+    adapters = ["sft.peft.rank=2", "reward_model.peft.kind=ia3", "ppo.policy.peft.rank=2", "ppo.critic.peft.rank=2"]
+    light = pipeline.plan(load(pipeline.PipelineConfig, SHORT, adapters))
+    before, after = ({role.name: role.memory_gib for role in plan["ppo"]} for plan in (whole, light))
+    assert before.keys() - after.keys() == {"reference"}
+    assert after["policy"] < before["policy"] and after["critic"] < before["critic"]
+    assert all(light[stage][0].memory_gib < whole[stage][0].memory_gib for stage in ("sft", "reward_model"))
+    assert light["pretrain"] == whole["pretrain"]
 
 
 def rayrlhf(*arguments: str) -> subprocess.CompletedProcess[str]:
