@@ -19,13 +19,14 @@ from rayrlhf.checkpoint import find_stage, model_folder
 from rayrlhf.data.templates import encode_prompt
 from rayrlhf.errors import ModelError
 from rayrlhf.metrics import MetricsLog
-from rayrlhf.models.adapters import with_virtual_tokens
-from rayrlhf.models.causal_lm import load_tokenizer
+from rayrlhf.models.adapters import with_adapter, with_virtual_tokens
+from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer
 from rayrlhf.models.forward import causal_logits
 from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig, TrainConfig
+from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import CausalLoss, DirectPreferenceLoss, Loss, PreferenceLoss, Row, pair_logprobs
 from rayrlhf.training.supervised import Stage, Supervised
 from tests.adapter_stage import check_saved
@@ -131,3 +132,15 @@ def test_a_tuned_prompt_answers_and_is_no_model_for_later_stages(
     for path in (tmp_path / "run" / "sft", stage):
         with pytest.raises(ModelError, match=r"peft.kind=prompt_tuning: its virtual tokens .* peft.kind=lora or ia3"):
             model_folder(str(path))
+
+
+@pytest.mark.parametrize(("kind", "decayed"), [("lora", 0.95), ("ia3", 1.0)])
+def test_weight_decay_leaves_factors_alone(kind: Any, decayed: float, tiny_model: Callable[[str], str]) -> None:
+    """With a gradient of 0 AdamW moves only what is decayed, by lr * weight_decay; a factor's neutral value is 1."""
+    model = with_adapter(load_causal_lm(tiny_model("llama")), PeftConfig(kind=kind))
+    engine = Engine(model, EngineConfig(lr=0.1, weight_decay=0.5, min_lr_ratio=1), 1)
+    trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    tokens = torch.arange(5)[None]
+    engine.optimizer_step([0], lambda _: (engine.module(input_ids=tokens).logits.sum() * 0.0, {}))
+    assert all(torch.allclose(p, decayed * before[name], atol=1e-7) for name, p in trained.items())
