@@ -9,6 +9,7 @@ stage that fails leaves the finished ones as they are.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster.layout import RolePlan
+    from rayrlhf.models.targets import Shapes
 
 STAGES = ("prepare", "pretrain", "sft", "reward_model", "pairs", "dpo", "kto", "ppo", "evaluate")
 SUPERVISED = ("pretrain", "sft", "reward_model", "dpo", "kto")
@@ -83,6 +85,16 @@ class PipelineConfig(Section):
                 raise ValueError(
                     f"{stage}.run differs from run: the pipeline's run is every stage's; remove {stage}.run"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _later_stages_read_weights(self) -> PipelineConfig:
+        peft = self.sft.peft if self.sft is not None else None
+        if peft is not None and not peft.is_mergeable and len(self.stages) > self.stages.index("sft") + 1:
+            raise ValueError(
+                f"sft.peft.kind={peft.kind} cannot be merged into weights, which are what the stages after it "
+                "read: set lora or ia3"
+            )
         return self
 
     @property
@@ -185,6 +197,7 @@ def check(config: PipelineConfig) -> None:
                 f"{stage}.data.max_tokens={longest} is above the context of {context} tokens that "
                 "pretrain.model.context gives: set one of them"
             )
+    plan(config)  # finds the layers of adapters
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -193,16 +206,20 @@ def _is_inside(path: str, directory: str) -> bool:
 
 def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     """Stage by stage, as they run one after the other."""
+    from jobs.ppo import adapter_sizes
     from jobs.supervised import worker_plan
+    from rayrlhf.models.targets import adapter_size
 
-    count = _num_parameters(config)
-    plans = {}
+    shapes = _shapes(config)
+    count, plans = sum(map(math.prod, shapes.values())), {}
     for stage in config.stages:
         job, own = _job(stage), getattr(config, stage)
         if stage in SUPERVISED:
-            plans[stage] = worker_plan(stage, own.train, count)
+            adapter = adapter_size(getattr(own, "peft", None), shapes, f"{stage}.peft")
+            plans[stage] = worker_plan(stage, own.train, count, adapter)
         elif stage == "ppo":
-            plans[stage] = job.plan_for(own, dict.fromkeys(own.roles, count))
+            sizes = adapter_sizes(own, dict.fromkeys(("policy", "critic"), shapes), "ppo.")
+            plans[stage] = job.plan_for(own, dict.fromkeys(own.roles, count), sizes)
         elif stage in ("pairs", "evaluate"):
             plans[stage] = job.plan_for(own, dict.fromkeys(job.ROLES, count))
     if config.serve is not None:
@@ -210,21 +227,21 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     return plans
 
 
-def _num_parameters(config: PipelineConfig) -> int:
-    """Of the models of this run, which are all of one size; 0 where no stage has a model."""
-    from cluster.memory import parameters_in
+def _shapes(config: PipelineConfig) -> Shapes:
+    """The weights of the models of this run, which are all of one size; none where no stage has a model."""
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
 
     pretrain = config.pretrain
     if pretrain is not None:
         if _is_inside(pretrain.model.source(), config.run.directory) and config.prepare is not None:
-            return pretrain.model.num_parameters(config.prepare.tokenizer.vocab_size)
-        return int(_job("pretrain").num_parameters(pretrain))
+            return pretrain.model.shapes(config.prepare.tokenizer.vocab_size)
+        return dict(_job("pretrain").shapes(pretrain))
     for stage in config.stages:
         path = getattr(getattr(config, stage), MODEL_KEYS.get(stage, "model"), None)
         if path is not None:
-            return parameters_in(model_folder(path))
-    return 0
+            return tensor_shapes(model_folder(path))
+    return {}
 
 
 def run(config: PipelineConfig) -> str:

@@ -24,12 +24,13 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
     from rayrlhf.batches import TextBatch
     from rayrlhf.coordinator import Roles
+    from rayrlhf.models.targets import Shapes
 
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
@@ -46,7 +47,11 @@ class PPOConfig(Section):
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
     )
-    reference_model: str | None = Field(default=None, description="what the KL is measured against; null: policy_model")
+    reference_model: str | None = Field(
+        default=None,
+        description="what the KL is measured against; null: policy_model (with policy.peft without a second copy: the "
+        "policy's own actors, its adapter off)",
+    )
     critic_model: str | None = Field(
         default=None, description="where the critic starts; null: reward_model, or policy_model without one"
     )
@@ -69,7 +74,13 @@ class PPOConfig(Section):
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that have actors."""
-        return ROLES if self.algorithm.has_critic else tuple(role for role in ROLES if role != "critic")
+        is_there = {"critic": self.algorithm.has_critic, "reference": not self.is_own_reference}
+        return tuple(role for role in ROLES if is_there.get(role, True))
+
+    @property
+    def is_own_reference(self) -> bool:
+        """Whether the policy's actors are the reference too, their adapter off."""
+        return self.policy.peft is not None and self.reference_model is None
 
     @property
     def normaliser(self) -> Normaliser:
@@ -148,7 +159,8 @@ def check(config: PPOConfig) -> None:
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
     contexts = [check_folder(folder) for folder in folders.values()]
     check_writes(folders["policy"], f"policy_model={config.policy_model}")
-    check_writes(folders["reference"], f"reference_model={config.reference_model}")
+    if config.reference_model:
+        check_writes(folders["reference"], f"reference_model={config.reference_model}")
     if config.reward_model:
         check_scores(folders["reward"], f"reward_model={config.reward_model}")
     if config.rollout.max_model_len:
@@ -207,18 +219,35 @@ def plan(config: PPOConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
     from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
 
-    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in _folders(config).items()})
+    folders = {role: model_folder(path) for role, path in _folders(config).items()}
+    sizes = adapter_sizes(config, {role: tensor_shapes(folder) for role, folder in folders.items()})
+    return plan_for(config, {role: parameters_in(folder) for role, folder in folders.items()}, sizes)
 
 
-def plan_for(config: PPOConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
-    """The plan for models of these sizes, by role."""
+def adapter_sizes(config: PPOConfig, shapes: Mapping[str, Shapes], prefix: str = "") -> dict[str, int | None]:
+    """Parameters of policy's and critic's adapters on models with weights of these shapes, by role; ConfigError,
+    which names its keys with `prefix`, where one has not the layers."""
+    from rayrlhf.models.targets import adapter_size
+
+    updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
+    return {role: adapter_size(update.peft, shapes[role], f"{prefix}{role}.peft") for role, update in updates.items()}
+
+
+def plan_for(config: PPOConfig, num_parameters: dict[str, int], num_adapter: dict[str, int | None]) -> list[RolePlan]:
+    """The plan for models and adapters of these sizes, by role."""
     from cluster import layout, memory
 
     stages = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}
     needs = {
         role: memory.estimate(
-            role, count, config.layout.roles[role].ranks, stages.get(role, 0), config.rollout.kv_cache_gib
+            role,
+            count,
+            config.layout.roles[role].ranks,
+            stages.get(role, 0),
+            config.rollout.kv_cache_gib,
+            num_adapter.get(role),
         )
         for role, count in num_parameters.items()
     }
@@ -304,7 +333,7 @@ async def _start(
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
-    from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
+    from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
     algorithm = config.algorithm
@@ -337,12 +366,13 @@ async def _start(
     if algorithm.has_critic:
         make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
     frozen = {"forward_tokens": config.policy.forward_tokens}
-    make(
-        group.ReferenceGroup,
-        "reference",
-        reference.ReferenceReplica,
-        frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
-    )
+    if not config.is_own_reference:
+        make(
+            group.ReferenceGroup,
+            "reference",
+            reference.ReferenceReplica,
+            frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
+        )
     make(
         group.RewardGroup,
         "reward",
@@ -354,7 +384,7 @@ async def _start(
     )
     await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])
-    parts: dict[str, Any] = {"critic": NoCritic()} | groups
+    parts: dict[str, Any] = {"critic": NoCritic(), "reference": AdapterOff(groups["policy"])} | groups
     if config.algorithm.critic_warmup_steps:
         parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
     if texts is not None:
@@ -368,9 +398,10 @@ def _folders(config: PPOConfig) -> dict[str, str]:
     folders = {
         "policy": config.policy_model,
         "rollout": config.policy_model,
-        "reference": config.reference_model or config.policy_model,
         "reward": config.reward_model or config.policy_model,
     }
+    if not config.is_own_reference:
+        folders["reference"] = config.reference_model or config.policy_model
     if config.algorithm.has_critic:
         folders["critic"] = config.critic_model or folders["reward"]
     return folders

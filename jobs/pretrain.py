@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rayrlhf.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
+    from rayrlhf.models.targets import Shapes
 
 KIND = "pretrain"
 ROWS = "text"
@@ -56,16 +58,16 @@ def plan(config: PretrainConfig) -> list[RolePlan]:
     """The Ray Train workers."""
     from jobs.supervised import worker_plan
 
-    return worker_plan(KIND, config.train, num_parameters(config))
+    return worker_plan(KIND, config.train, sum(map(math.prod, shapes(config).values())))
 
 
-def num_parameters(config: PretrainConfig) -> int:
-    """Of the model to come, or to be continued."""
-    from cluster.memory import parameters_in
+def shapes(config: PretrainConfig) -> Shapes:
+    """The weights of the model to come, or to be continued."""
     from rayrlhf.models.causal_lm import vocabulary_size
+    from rayrlhf.models.headers import tensor_shapes
 
     folder = _folder(config)
-    return parameters_in(folder) if config.model.from_folder else config.model.num_parameters(vocabulary_size(folder))
+    return tensor_shapes(folder) if config.model.from_folder else config.model.shapes(vocabulary_size(folder))
 
 
 def run(config: PretrainConfig) -> str:

@@ -31,7 +31,10 @@ def packs(model: Any) -> bool:
 def _states(model: Any, body: Any, name: str, tokens: Tensor, lengths: Tensor) -> Tensor:
     """[B, T, ...]: what `body` computes of each token, the output `name`."""
     if not packs(model) or not len(tokens):
-        return getattr(body(input_ids=_rows_or_one(tokens), use_cache=False), name)[: len(tokens)]
+        rows = _rows_or_one(tokens)
+        states = getattr(body(input_ids=rows, use_cache=False), name)
+        # a tuned prompt's virtual tokens have states too, before the text's
+        return states[: len(tokens), states.shape[1] - rows.shape[1] :]
     columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     real = columns < lengths[:, None]
     flat = getattr(body(input_ids=tokens[real][None], position_ids=columns[real][None], use_cache=False), name)[0]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rayrlhf.algorithms.spike_guard import SpikeGuard
 from rayrlhf.errors import CheckpointError
+from rayrlhf.models import adapters
 from rayrlhf.training import distributed, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor
@@ -70,6 +71,9 @@ class Engine:
             model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size)
         )
         self.module: Any = root.model
+        if config.zero_stage == 3:
+            for layer, parameter in adapters.borrowed_parameters(self.module):
+                deepspeed.zero.register_external_parameter(layer, parameter)
         self.module.train()
 
     def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn, name: str = "") -> dict[str, float]:
@@ -156,13 +160,14 @@ class Engine:
 
     def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
         """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
-        and `extra`, the caller's own."""
+        and `extra`, the caller's own.  Frozen weights are not written: they are those of the model's folder."""
         os.makedirs(directory, exist_ok=True)
         self._engine.save_checkpoint(
             directory,
             tag=_TAG,
             client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
             save_latest=False,
+            exclude_frozen_parameters=True,
         )
         rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.device.type == "cuda":
@@ -180,7 +185,8 @@ class Engine:
                 f"{directory} holds no engine state of rank {self.rank} of {self.world_size}: it was saved by another "
                 "number of ranks, or by none. Resume with the same number of ranks"
             )
-        path, client = self._engine.load_checkpoint(directory, tag=_TAG)
+        is_whole = not adapters.has_adapter(self.module)
+        path, client = self._engine.load_checkpoint(directory, tag=_TAG, load_module_strict=is_whole)
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
@@ -197,7 +203,8 @@ class Engine:
 
     def save_model(self, directory: str, tokenizer: Any, weights: dict[str, Tensor] | None = None) -> None:
         """Rank 0 writes the whole model as a Hugging Face folder, with `weights` in the place of its own
-        where given; every rank calls it."""
+        where given; every rank calls it.  An adapter is merged in if it can be, and written to `adapter/`
+        beside the folder."""
         from rayrlhf.models import causal_lm
 
         whole = dict(weights or {})
@@ -205,33 +212,41 @@ class Engine:
             for bucket in self.weight_buckets(1 << 30):
                 whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
         if self.rank == 0:
-            causal_lm.save(self.module, tokenizer, directory, whole)
+            causal_lm.save(adapters.plain_model(self.module), tokenizer, directory, whole)
+        if adapters.has_adapter(self.module):
+            self._save_adapter(os.path.join(os.path.dirname(directory), "adapter"))
         dist.barrier()
 
+    def _save_adapter(self, directory: str) -> None:
+        parameters = adapters.adapter_parameters(self.module)
+        with self._gathered(list(parameters.values())):
+            if self.rank == 0:
+                weights = {name: parameter.detach() for name, parameter in parameters.items()}
+                adapters.save_adapter(self.module, weights, directory)
+
     def weight_buckets(self, bucket_bytes: int) -> Iterator[dict[str, Tensor] | None]:
-        """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor.
+        """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor; an adapter is merged in.
 
         Rank 0 yields `{Hugging Face name: tensor}` (copies; tied weights once), the others None as
         many times: under ZeRO 3 a bucket is gathered from all ranks, so all must iterate to the end.
         """
-        for names in self._bucket_names(bucket_bytes):
-            parameters = [self.module.get_parameter(name) for name in names]
+        for weights in self._buckets(bucket_bytes):
+            # a layer's weight and bias are made of the same adapter
+            parameters = list(dict.fromkeys(p for weight in weights for p in weight.parameters))
             with self._gathered(parameters):
-                bucket = None
-                if self.rank == 0:
-                    pairs = zip(names, parameters, strict=True)
-                    bucket = {name: parameter.detach().clone() for name, parameter in pairs}
+                bucket = {weight.name: weight.whole() for weight in weights} if self.rank == 0 else None
             yield bucket
 
-    def _bucket_names(self, bucket_bytes: int) -> list[list[str]]:
-        buckets: list[list[str]] = []
+    def _buckets(self, bucket_bytes: int) -> list[list[adapters.Weight]]:
+        buckets: list[list[adapters.Weight]] = []
         room = 0
-        for name, parameter in self.module.named_parameters():
+        for weight in adapters.whole_weights(self.module):
+            parameter = weight.parameters[0]
             size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
             if not buckets or size > room:
                 buckets.append([])
                 room = bucket_bytes
-            buckets[-1].append(name)
+            buckets[-1].append(weight)
             room -= size
         return buckets
 
@@ -281,11 +296,12 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 def _optimizer(root: nn.Module, config: EngineConfig) -> torch.optim.Optimizer:
-    """Matrices and embeddings in one group with weight decay, vectors (biases, norms) in one without."""
-    parameters = [p for p in root.parameters() if p.requires_grad]
+    """Matrices and embeddings in one group with weight decay, vectors (biases, norms, IA3's factors, whose
+    neutral value is 1) in one without."""
+    parameters = [(p, p.dim() >= 2 and ".ia3_l." not in name) for name, p in root.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p, is_matrix in parameters if is_matrix], "weight_decay": config.weight_decay},
+        {"params": [p for p, is_matrix in parameters if not is_matrix], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":

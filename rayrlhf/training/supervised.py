@@ -25,8 +25,10 @@ from rayrlhf.checkpoint import StageWriter, find_stage, make_final
 from rayrlhf.errors import ConfigError, DataError, DivergenceError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
+from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.forward import use_packing
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed, rollback
 from rayrlhf.training.config import EarlyStopping, TrainConfig
@@ -61,6 +63,7 @@ class Stage:
     resume_from: str | None  # step directory of the newest checkpoint
     started: float  # when the stage was called, for its seconds
     is_terminal: bool  # a progress bar in place of lines
+    peft: PeftConfig | None = None  # an adapter in place of all weights
 
 
 class Supervised:
@@ -78,6 +81,7 @@ class Supervised:
         stage = self.stage
         distributed.seed_all(stage.run.seed)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
+        model = with_adapter(model, stage.peft)
         if self.train.packing:
             use_packing(model)
         self.engine = Engine(model, self.train.engine, stage.total_steps)

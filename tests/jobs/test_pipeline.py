@@ -90,6 +90,9 @@ def test_the_demo_fits_sixty_lines():
         ("sft.run.seed=5", "sft.run differs from run"),
         ("kto.beta=0.2", "kto and ppo are given, but a pipeline trains one policy: .* upstream=runs/demo-short"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
+        ("sft.peft.kind=prefix_tuning", "sft.peft.kind=prefix_tuning cannot be merged into weights"),
+        ("sft.peft.target_modules=[mlp.up]", "sft.peft.target_modules: the model has no linear layer 'mlp.up'"),
+        ("ppo.policy.peft.target_modules=[c_attn]", "ppo.policy.peft.target_modules: .*'c_attn'; There are down_proj"),
     ],
 )
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
@@ -121,6 +124,17 @@ def test_a_pipeline_needs_a_stage_and_what_it_takes():
         load(pipeline.PipelineConfig, None, ["run.name=x", "dpo.beta=0.2"])
 
 
+def test_adapters_need_less_memory_and_no_reference():
+    whole = pipeline.plan(load(pipeline.PipelineConfig, SHORT, []))
+    adapters = ["sft.peft.rank=2", "reward_model.peft.kind=ia3", "ppo.policy.peft.rank=2", "ppo.critic.peft.rank=2"]
+    light = pipeline.plan(load(pipeline.PipelineConfig, SHORT, adapters))
+    before, after = ({role.name: role.memory_gib for role in plan["ppo"]} for plan in (whole, light))
+    assert before.keys() - after.keys() == {"reference"}
+    assert after["policy"] < before["policy"] and after["critic"] < before["critic"]
+    assert all(light[stage][0].memory_gib < whole[stage][0].memory_gib for stage in ("sft", "reward_model"))
+    assert light["pretrain"] == whole["pretrain"]
+
+
 def rayrlhf(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(
@@ -128,11 +142,12 @@ def rayrlhf(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_dry_run_plans_stage_by_stage():
-    shown = rayrlhf("pipeline", SHORT, "--dry-run")
+def test_the_dry_run_plans_stage_by_stage(tmp_path):
+    shown = rayrlhf("pipeline", SHORT, "--dry-run", f"run.root={tmp_path}")
     assert shown.returncode == 0, shown.stderr
     for stage in ("pretrain:", "sft:", "reward_model:", "ppo:", "evaluate:", "serve:"):
         assert stage in shown.stdout
+    assert all(f"{stage}: would be made" in shown.stdout for stage in DEMO_STAGES)
     too_much = rayrlhf("pipeline", SHORT, "--dry-run", "sft.train.num_workers=64", "sft.train.cpus_per_worker=1")
     assert too_much.returncode == 2
     assert "asked: 64 CPU" in too_much.stdout and "available:" in too_much.stdout
