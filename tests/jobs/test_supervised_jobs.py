@@ -179,14 +179,20 @@ def test_dpo_starts_at_the_reference_and_learns_the_preference(
     assert rows[-1]["eval/accuracy"] > 0.9 and rows[-1]["eval/margin"] > 0.1
     assert set(find_stage(stage, "dpo").manifest["parents"]) == {"model", "data", "validation"}
 
-    # against another reference the first margin is that of the two models
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_ipo_against_another_reference_starts_at_the_margin_between_the_two(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
     more = [f"reference={tiny_model('qwen3')}", "loss=ipo", "train.max_steps=1"]
-    fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", *shared, *more)
+    stage = fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", tiny_model("llama"), files["pairs"], *more)
     assert abs(logged(tmp_path, "other")[0]["rewards/margins"]) > 1e-3
+    assert "reference" in find_stage(stage, "dpo").manifest["parents"]
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("paired", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kto_starts_at_the_reference_and_learns_the_labels(
     paired: bool, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig, TrainConfig
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.losses import CausalLoss, DirectPreferenceLoss, Loss, PreferenceLoss, Row, pair_logprobs
+from rayrlhf.training.losses import CausalLoss, DirectPreferenceLoss, Loss, PreferenceLoss, Row, completion_logprobs
 from rayrlhf.training.supervised import Stage, Supervised
 from tests.adapter_stage import check_saved
 from tests.training.experience import free_port
@@ -74,10 +74,12 @@ def pairs(folder: str, reference: bool = False) -> list[Row]:
         for n in range(6)
     ]
     if reference:
-        with torch.no_grad():
-            sums = pair_logprobs(AutoModelForCausalLM.from_pretrained(folder), rows, torch.device("cpu"))
-        for n, row in enumerate(rows):
-            row["ref_chosen"], row["ref_rejected"] = float(sums[0][n]), float(sums[1][n])
+        model, starts = AutoModelForCausalLM.from_pretrained(folder), [row["prompt_length"] for row in rows]
+        for ids, name in DirectPreferenceLoss.reference_columns.items():
+            with torch.no_grad():
+                sums = completion_logprobs(model, [row[ids] for row in rows], starts, torch.device("cpu"))
+            for row, value in zip(rows, sums.tolist(), strict=True):
+                row[name] = value
     return rows
 
 
