@@ -160,7 +160,8 @@ class Engine:
 
     def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
         """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
-        and `extra`, the caller's own.  Frozen weights are not written: they are those of the model's folder."""
+        and `extra`, the caller's own.  Frozen weights are not written (tied ones are): they are
+        those of the model's folder."""
         os.makedirs(directory, exist_ok=True)
         self._engine.save_checkpoint(
             directory,
