@@ -54,7 +54,8 @@ class Engine:
     current CUDA device, gloo on CPU.  `total_steps` is where the cosine ends.
 
     `step` counts updates, and the schedule goes by it: after a step that the guard skipped, weights,
-    optimizer, gradients and learning rate are those of a run that never saw that minibatch.
+    optimizer, gradients and learning rate are those of a run that never saw that minibatch (the random
+    numbers that its dropout drew are spent).
     """
 
     def __init__(self, model: Any, config: EngineConfig, total_steps: int) -> None:
