@@ -192,7 +192,8 @@ class Engine:
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
-        self.guard.load_state_dict(client["guard"])
+        if "guard" in client:  # not in states of versions without one
+            self.guard.load_state_dict(client["guard"])
         rng = torch.load(self._rng_path(directory), weights_only=False)
         torch.set_rng_state(rng["torch"])
         random.setstate(rng["python"])
