@@ -90,7 +90,8 @@ def check(config: PairsConfig) -> None:
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_scores, check_writes
+    from rayrlhf.data.vocabulary import is_same
+    from rayrlhf.models.causal_lm import check_scores, check_writes, load_tokenizer
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
@@ -98,7 +99,10 @@ def check(config: PairsConfig) -> None:
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
     if config.reward_model:
-        contexts.append(check_scores(model_folder(config.reward_model), f"reward_model={config.reward_model}"))
+        judge = model_folder(config.reward_model)
+        context = check_scores(judge, f"reward_model={config.reward_model}")
+        if is_same(load_tokenizer(model_folder(config.model)), load_tokenizer(judge)):  # else it reads other tokens
+            contexts.append(context)
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     longest = config.prompts.max_tokens + config.sampling.max_new_tokens
@@ -189,13 +193,20 @@ class _Ranking:
 
     def __init__(self, config: PairsConfig, split: str, groups: dict[str, Any], folder: str) -> None:
         from rayrlhf.checkpoint import model_folder
+        from rayrlhf.data.prompt_stream import Originals
         from rayrlhf.models.causal_lm import load_tokenizer
         from rayrlhf.ranked_pairs import Totals
+        from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
 
         self.config, self.split, self.groups, self.folder = config, split, groups, folder
         self.path = getattr(config.prompts, split)
-        self.tokenizer = load_tokenizer(model_folder(config.model))
-        self.totals = Totals()
+        folder = model_folder(config.model)
+        self.tokenizer, self.totals, self.originals = load_tokenizer(folder), Totals(), Originals()
+        self.reward = groups["reward"]
+        if config.reward_model:
+            judge = model_folder(config.reward_model)
+            retokenise = retokeniser(folder, judge, self.originals, config.forward_tokens)
+            self.reward = Retokenised(self.reward, retokenise) if retokenise else self.reward
 
     async def run(self, log: MetricsLog, console: Console) -> dict[str, float]:
         """Write all pairs; returns the split's metrics.  Raises DataError when there is none."""
@@ -245,12 +256,13 @@ class _Ranking:
         from rayrlhf.data.prompt_stream import pad
         from rayrlhf.ranked_pairs import ranked_pairs
 
-        config, prompts = self.config, batch.column("prompt").to_pylist()
+        config, prompts, given = self.config, batch.column("prompt").to_pylist(), batch.column("prompt_ids").to_pylist()
+        self.originals.add(given, prompts, is_held_out=False)
         # each prompt stands `samples` times side by side, numbered, so that each has a sampling seed of its own
-        ids = [prompt for prompt in batch.column("prompt_ids").to_pylist() for _ in range(config.samples)]
+        ids = [prompt for prompt in given for _ in range(config.samples)]
         padded = pad(ids, self.totals.num_prompts * config.samples, self.tokenizer.pad_token_id)
         rollouts = await self.groups["rollout"].generate(padded, config.run.seed + SEED_OFFSET)
-        scores = (await self.groups["reward"].scores(rollouts)).total
+        scores = (await self.reward.scores(rollouts)).total
         found = ranked_pairs(prompts, rollouts, scores, self.tokenizer, config.samples, config.min_margin)
         text, number = pa.string(), pa.float32()
         fields = [("prompt", batch.schema.field("prompt").type), ("chosen", text), ("rejected", text)]

@@ -103,6 +103,12 @@ class PipelineConfig(Section):
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
 
+def _table(reward_model: Any) -> str:
+    """The table of `prepare` that a reward model learns from."""
+    loss = reward_model.get("loss") if isinstance(reward_model, dict) else None
+    return "labelled" if loss == "binary" else "preference"
+
+
 def _wiring(given: dict[str, Any]) -> dict[str, Any]:
     """For each stage of a configuration what it takes from others: from this run's, or else from upstream's."""
     run = given["run"]
@@ -128,7 +134,7 @@ def _wiring(given: dict[str, Any]) -> dict[str, Any]:
         "prepare": {},
         "pretrain": {"model": {"tokenizer": of("prepare", "step_000000/model")}, "data": rows("text")},
         "sft": {"model": base, "data": rows("prompt_completion")},
-        "reward_model": {"model": base, "data": rows("preference")},
+        "reward_model": {"model": base, "data": rows(_table(given.get("reward_model")))},
         "pairs": {"model": sft, "reward_model": scores, "prompts": rows("prompts")},
         "dpo": {"model": sft, "data": pairs},
         "kto": {"model": sft, "data": rows("labelled")},
@@ -170,6 +176,12 @@ def check(config: PipelineConfig) -> None:
     from rayrlhf.errors import ConfigError
     from rayrlhf.score_function import load_function
 
+    judge = config.reward_model
+    if judge is not None and judge.loss in ("ranking", "regression") and "/prepare/" in judge.data.train:
+        raise ConfigError(
+            f"reward_model.loss={judge.loss} has no rows: prepare makes pairs and labels. Set reward_model.data.train "
+            "(and data.validation, which may be null)"
+        )
     for stage in config.stages:
         job, own = _job(stage), getattr(config, stage)
         if not any(_is_inside(path, config.run.directory) for path in job.parents(own).values()):

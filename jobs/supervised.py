@@ -48,6 +48,14 @@ class FineTuning:
         """The form of the rows in the data."""
         return self.rows
 
+    def validated(self, config: Any) -> tuple[str, ...]:
+        """The metrics of a validation."""
+        return self.metrics
+
+    def num_texts(self, config: Any) -> int:
+        """Texts that a row has, or at least."""
+        return self.texts_per_row
+
     def parents(self, config: FineTuneConfig) -> dict[str, str]:
         """What this stage is made from."""
         from rayrlhf.training.job import data_parents
@@ -61,7 +69,8 @@ class FineTuning:
         from rayrlhf.training import job
 
         context = check_folder(model_folder(config.model))
-        job.check(self.form(config), config.data, config.train, context, self.metrics, self.texts_per_row)
+        metrics, num_texts = self.validated(config), self.num_texts(config)
+        job.check(self.form(config), config.data, config.train, context, metrics, num_texts)
         self.plan(config)  # finds the layers of an adapter
         if config.peft is not None and not config.peft.is_mergeable:
             self.check_virtual_tokens(config.peft, config.data.max_tokens, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from rayrlhf.models.config import ModelConfig
 
+_PAD = "<|pad|>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -105,6 +107,22 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def with_pad_apart(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy of it whose pad token no text ends with: the start token, or a new one.
+
+    Plain transformers reads a sequence's score from its last token that is not the pad token: with the end
+    token for padding, from the one before the end.
+    """
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return tokenizer
+    apart = copy.deepcopy(tokenizer)
+    if apart.bos_token_id not in (None, apart.eos_token_id):
+        apart.pad_token = apart.bos_token
+    else:
+        apart.add_special_tokens({"pad_token": _PAD})
+    return apart
+
+
 def vocabulary_size(folder: str) -> int:
     """Number of tokens of the tokenizer in `folder`."""
     return len(load_tokenizer(folder))
@@ -160,8 +178,11 @@ def save(
 ) -> None:
     """Write a Hugging Face folder: safetensors, config, tokenizer and chat template.
 
-    `state_dict` gives the weights where the model's own are partitioned (ZeRO 3).
+    `state_dict` gives the weights where the model's own are partitioned (ZeRO 3).  A model that scores gets
+    `with_pad_apart(tokenizer)`.
     """
+    if hasattr(model, "score"):
+        tokenizer = with_pad_apart(tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, state_dict=state_dict)

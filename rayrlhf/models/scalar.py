@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayrlhf.errors import ModelError
-from rayrlhf.models.causal_lm import check_folder, load_tokenizer, without_dropout
+from rayrlhf.models.causal_lm import check_folder, load_tokenizer, with_pad_apart, without_dropout
 from rayrlhf.models.forward import last_hidden
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 # a fresh head starts near zero (Ziegler et al. 2019 start at zero) and still passes gradients on
 HEAD_STD = 0.01
+HEAD = "score.weight"  # its name in a checkpoint
 
 
 def load_scalar(folder: str) -> PreTrainedModel:
     """The model of `folder` with a head of one output, float32, dropout off.
 
     A causal LM gets a fresh small head (from torch's global generator); a sequence-classification
-    checkpoint keeps its own, which must have one output (ModelError otherwise).
+    checkpoint keeps its own, which must have one output (ModelError otherwise).  Its pad token is that of
+    `with_pad_apart`, for which the embeddings grow by one where they have no room.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -45,8 +47,26 @@ def load_scalar(folder: str) -> PreTrainedModel:
         )
     if not has_head:
         torch.nn.init.normal_(model.score.weight, std=HEAD_STD)
-    model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    pad = with_pad_apart(load_tokenizer(folder)).pad_token_id
+    if pad >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(pad + 1, mean_resizing=False)
+    model.config.pad_token_id = pad
     return without_dropout(model)
+
+
+class ShiftedHead:
+    """A model whose head gives `hidden @ weights` less, for `position_scores` and `sequence_scores`."""
+
+    def __init__(self, model: Any, weights: Tensor) -> None:
+        """`weights`: `[D]`."""
+        self._whole, self._weights = model, weights.float()  # a model's body may be called `model`
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        # not a matrix product, which would be in bfloat16 under autocast
+        return self._whole.score(hidden) - (hidden.float() * self._weights).sum(-1, keepdim=True)
 
 
 def position_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:

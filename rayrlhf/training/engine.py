@@ -210,10 +210,7 @@ class Engine:
         beside the folder."""
         from rayrlhf.models import causal_lm
 
-        whole = dict(weights or {})
-        if weights is None:
-            for bucket in self.weight_buckets(1 << 30):
-                whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
+        whole = self.whole_weights() if weights is None else weights
         if self.rank == 0:
             causal_lm.save(adapters.plain_model(self.module), tokenizer, directory, whole)
         if adapters.has_adapter(self.module):
@@ -226,6 +223,13 @@ class Engine:
             if self.rank == 0:
                 weights = {name: parameter.detach() for name, parameter in parameters.items()}
                 adapters.save_adapter(self.module, weights, directory)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The whole weights on rank 0's CPU by their Hugging Face names, none on other ranks; every rank calls it."""
+        whole: dict[str, Tensor] = {}
+        for bucket in self.weight_buckets(1 << 30):
+            whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
+        return whole
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[dict[str, Tensor] | None]:
         """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor; an adapter is merged in.

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed, rollback
 from rayrlhf.training.config import EarlyStopping, TrainConfig
+from rayrlhf.training.demonstrations import HeadShift, head_shift
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import Loss, Row, Shares
 from rayrlhf.training.microbatches import microbatches
@@ -74,6 +75,7 @@ class Supervised:
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         self.newest = stage.resume_from  # step directory of the newest checkpoint
+        self.demonstrations: Sequence[Row] = ()
         self.seconds_before = self._start()
 
     def _start(self) -> float:
@@ -88,9 +90,11 @@ class Supervised:
         self.progress = _Progress()
         return self._load(self.newest) if self.newest else 0.0
 
-    def fit(self, train: Iterable[list[Row]], validation: list[Row]) -> str:
+    def fit(self, train: Iterable[list[Row]], validation: list[Row], demonstrations: Sequence[Row] = ()) -> str:
         """Train over `train`'s minibatches from the first one on; returns the finished stage directory
-        ("" but on rank 0).  Raises DivergenceError when rolling back did not help."""
+        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its
+        scores shifted.  Raises DivergenceError when rolling back did not help."""
+        self.demonstrations = demonstrations
         stopping, total = self.train.early_stopping, self.stage.total_steps
         report = _Report(self.stage, self.progress.step) if self.engine.rank == 0 else None
         path, metrics = "", dict[str, float]()
@@ -181,9 +185,17 @@ class Supervised:
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
         count, evaluate = self._count(rows), partial(self._evaluate, rows)
-        loss = self.loss.prepared(rows, evaluate)
-        shares = evaluate(lambda model, some, device: loss.shares(model, some, count, device))
-        return loss.eval_metrics(shares)
+        loss, shift = self.loss.prepared(rows, evaluate), self._head_shift()
+        if shift is None:
+            shares = evaluate(lambda model, some, device: loss.shares(model, some, count, device))
+            return loss.eval_metrics(shares)
+        shares = evaluate(lambda model, some, device: loss.shares(shift.view(model), some, count, device))
+        return loss.eval_metrics(shares) | shift.metrics
+
+    def _head_shift(self) -> HeadShift | None:
+        if not self.demonstrations:
+            return None
+        return head_shift(self.engine, self.demonstrations, self.train.microbatch_tokens)
 
     def _evaluate(self, rows: list[Row], shares: Shares) -> dict[str, float]:
         """The shares of `rows`, summed over microbatches and ranks, without gradients."""
@@ -210,7 +222,10 @@ class Supervised:
             writer = StageWriter(self.stage.run.stage(self.stage.name), self.progress.step)
             paths = [writer.model_dir, writer.state_dir]
         dist.broadcast_object_list(paths)
-        self.engine.save_model(paths[0], self.tokenizer)
+        weights, shift = None, self._head_shift()
+        if shift is not None:
+            weights, metrics = shift.applied(self.engine.whole_weights()), metrics | shift.metrics
+        self.engine.save_model(paths[0], self.tokenizer, weights)
         self.engine.save_state(os.path.join(paths[1], "engine"))
         self.newest = f"{self.stage.run.stage(self.stage.name)}/step_{self.progress.step:06d}"
         if writer is None:

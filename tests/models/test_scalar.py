@@ -10,6 +10,7 @@ import torch
 
 from rayrlhf.errors import ModelError
 from rayrlhf.models import causal_lm, scalar
+from rayrlhf.training.microbatches import pad
 
 ROWS = [[5, 6, 7, 8, 9, 10], [40, 41, 42]]
 TOKENS = torch.tensor([ROWS[0], ROWS[1] + [9, 9, 9]])
@@ -36,6 +37,54 @@ def test_saved_scores_are_those_of_plain_transformers(
         again = scalar.sequence_scores(scalar.load_scalar(str(tmp_path)), TOKENS, LENGTHS)
     torch.testing.assert_close(scores, theirs.logits[:, 0], atol=1e-5, rtol=0)
     assert torch.equal(again, scores)
+
+
+def without_pad(folder: str, out: Path, start: str) -> str:
+    """The model of `folder` with a tokenizer that has no pad token, its bytes ending with `</s>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *{"</s>": 0, start: 1}]
+    backend = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=start, eos_token="</s>")
+    model = causal_lm.load_causal_lm(folder)
+    model.resize_token_embeddings(len(bare), mean_resizing=False)
+    model.config.pad_token_id = None
+    model.save_pretrained(out)
+    bare.save_pretrained(out)
+    return str(out)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("start", ["<s>", "</s>"])
+def test_an_end_token_is_scored_where_there_is_no_pad_token(
+    kind: str, start: str, tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = without_pad(tiny_model(kind), tmp_path / "bare", start)
+    model, tokenizer = scalar.load_scalar(folder).eval(), causal_lm.load_tokenizer(folder)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    torch.nn.init.normal_(model.score.weight)
+    causal_lm.save(model, tokenizer, str(tmp_path / "saved"))
+    texts = ["a longer text</s>", "one</s>"]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert all(row[-1] == tokenizer.eos_token_id for row in rows)
+    with torch.no_grad():
+        ours = scalar.sequence_scores(model, *pad(rows))
+    plain, theirs = (
+        kind.from_pretrained(tmp_path / "saved") for kind in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    batch = theirs(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits[:, 0], ours, atol=1e-5, rtol=0)
+        for row, score in zip(rows, ours, strict=True):
+            assert float(plain(torch.tensor([row])).logits) == pytest.approx(float(score), abs=1e-5)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id, "the caller's own stays as it is"
+    again = scalar.load_scalar(str(tmp_path / "saved"))
+    assert again.get_input_embeddings().num_embeddings == plain.get_input_embeddings().num_embeddings
 
 
 def test_each_position_scores_its_prefix(tiny_model: Callable[[str], str]) -> None:
