@@ -124,6 +124,7 @@ def test_the_server_books_one_cpu(server) -> None:
     assert ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0) <= 1.0
 
 
+@pytest.mark.slow
 def test_a_replica_that_cannot_start_is_reported(tiny_model, ray_local, tmp_path, server) -> None:
     """Stands last, as it takes the module's server down.  One sequence does not fit this KV cache."""
     serve.stop()

@@ -109,7 +109,7 @@ def compare(first: str, second: str, tolerance: float) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["qwen3", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_any_causal_lm_becomes_sft_and_reward_model(
     kind: str, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -176,8 +176,8 @@ def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
     [
         ("pairwise", "pairs", ["margin=0.5"], math.log(1 + math.exp(2))),  # scores start near 0: half of margin 4
         ("ranking", "ranked", ["train.num_workers=2", "train.engine.zero_stage=3"], math.log(2)),
-        ("regression", "scored", ["train.num_workers=2"], None),
-        ("binary", "labelled", [], math.log(2)),
+        pytest.param("regression", "scored", ["train.num_workers=2"], None, marks=pytest.mark.slow),
+        pytest.param("binary", "labelled", [], math.log(2), marks=pytest.mark.slow),
     ],
 )
 def test_each_loss_of_a_reward_model_learns(
