@@ -55,7 +55,7 @@ class PipelineConfig(Section):
         if not isinstance(given, dict) or not isinstance(given.get("run"), dict) or "name" not in given["run"]:
             return given
         optional = [stage for stage in ("reward_model", "serve") if given.get(stage) is not None]
-        return _over(_wiring(given["run"], optional), given)
+        return _over(_wiring(given["run"], optional, _table(given.get("reward_model"))), given)
 
     @model_validator(mode="after")
     def _one_run(self) -> PipelineConfig:
@@ -72,8 +72,15 @@ class PipelineConfig(Section):
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
 
-def _wiring(run: dict[str, Any], optional: list[str]) -> dict[str, Any]:
-    """What each stage takes from the ones before it; `optional`: those of the optional stages that there are."""
+def _table(reward_model: Any) -> str:
+    """The table of `prepare` that a reward model learns from."""
+    loss = reward_model.get("loss") if isinstance(reward_model, dict) else None
+    return "labelled" if loss == "binary" else "preference"
+
+
+def _wiring(run: dict[str, Any], optional: list[str], table: str) -> dict[str, Any]:
+    """What each stage takes from the ones before it; `optional`: those of the optional stages that there are;
+    `table`: the reward model's."""
     root = f"{str(run.get('root', 'runs')).rstrip('/')}/{run['name']}"
     tables = f"{root}/prepare/step_000000/state"
 
@@ -95,7 +102,7 @@ def _wiring(run: dict[str, Any], optional: list[str]) -> dict[str, Any]:
         },
     }
     if "reward_model" in optional:
-        wiring["reward_model"] = {"model": base, "data": data("preference")}
+        wiring["reward_model"] = {"model": base, "data": data(table)}
         wiring["ppo"]["reward_model"] = wiring["evaluate"]["reward_model"] = f"{root}/reward_model/latest"
     wiring = {stage: keys | {"run": run} for stage, keys in wiring.items()}
     return wiring | ({"serve": {"model": policy}} if "serve" in optional else {})
@@ -116,6 +123,12 @@ def check(config: PipelineConfig) -> None:
     from rayrlhf.score_function import load_function
 
     _job("prepare").check(config.prepare)
+    judge = config.reward_model
+    if judge is not None and judge.loss in ("ranking", "regression") and "/prepare/" in judge.data.train:
+        raise ConfigError(
+            f"reward_model.loss={judge.loss} has no rows: prepare makes pairs and labels. Set reward_model.data.train "
+            "(and data.validation, which may be null)"
+        )
     if config.pretrain.model.from_folder:
         return
     context = config.pretrain.model.context

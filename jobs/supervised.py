@@ -43,6 +43,14 @@ class FineTuning:
         """The form of the rows in the data."""
         return self.rows
 
+    def validated(self, config: Any) -> tuple[str, ...]:
+        """The metrics of a validation."""
+        return self.metrics
+
+    def num_texts(self, config: Any) -> int:
+        """Texts that a row has, or at least."""
+        return self.texts_per_row
+
     def parents(self, config: FineTuneConfig) -> dict[str, str]:
         """What this stage is made from."""
         from rayrlhf.training.job import data_parents
@@ -56,7 +64,8 @@ class FineTuning:
         from rayrlhf.training import job
 
         context = check_folder(model_folder(config.model))
-        job.check(self.form(config), config.data, config.train, context, self.metrics, self.texts_per_row)
+        metrics, num_texts = self.validated(config), self.num_texts(config)
+        job.check(self.form(config), config.data, config.train, context, metrics, num_texts)
 
     def plan(self, config: FineTuneConfig) -> list[RolePlan]:
         """The Ray Train workers."""

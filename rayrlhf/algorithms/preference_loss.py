@@ -47,6 +47,30 @@ def ranking(scores: Tensor) -> Tensor:
     return -logsigmoid(scores[better] - scores[worse]).mean()
 
 
+def regression(scores: Tensor, targets: Tensor, num_examples: int | None = None) -> Tensor:
+    """mean of (score - target)^2, for texts rated one by one; both `[N]`.
+
+    Returns a scalar.  Raises ValueError for shapes that differ, and without examples and `num_examples`.
+
+    Source: least squares; for a reward model's head as in Wang et al. 2024, "HelpSteer2".
+    """
+    _same_shape(scores=scores, targets=targets)
+    return _mean((scores - targets) ** 2, num_examples)
+
+
+def binary(scores: Tensor, is_good: Tensor, num_examples: int | None = None) -> Tensor:
+    """mean of -log sigmoid(score) of good texts and -log sigmoid(-score) of bad ones: the score is the log-odds
+    of good.
+
+    scores f32 `[N]`, is_good bool `[N]`.  Returns a scalar.  Raises ValueError for shapes that differ, and
+    without examples and `num_examples`.
+
+    Source: logistic regression, Cox 1958, "The Regression Analysis of Binary Sequences".
+    """
+    _same_shape(scores=scores, is_good=is_good)
+    return _mean(-logsigmoid(torch.where(is_good, scores, -scores)), num_examples)
+
+
 def dpo(
     policy_chosen: Tensor,
     policy_rejected: Tensor,

@@ -3,7 +3,8 @@
     text               every snippet
     prompt_completion  its first words, and the rest with the space before it
     labelled           the same of a snippet rated clearly good or bad
-    preference         two snippets of one split that people rated differently; the prompt is empty
+    preference         two snippets of one split that people rated differently, and by how much (`margin`); the
+                       prompt is empty
     prompts            first words, each once
 
 `gold` judges responses with VADER's lexicon.  Nothing that trains may use it.
@@ -98,13 +99,14 @@ def prompt_rows(ds: Dataset, split: str, validation_share: float, config: Snippe
 
 
 def preference_rows(ds: Dataset, split: str, validation_share: float, config: SnippetsConfig) -> Dataset:
-    """{"prompt": "", "chosen", "rejected"} of `split`: each text with the next few unlike it in its bucket.
+    """{"prompt": "", "chosen", "rejected", "margin"} of `split`: each text with the next few unlike it in its bucket.
 
     Texts fall into buckets and stand in them by hash, so pairs are random, yet always the same, and no
-    process holds more than a bucket.  No pair appears twice.
+    process holds more than a bucket.  No pair appears twice.  The margin follows from the texts, so it does
+    not count for the order.
     """
     pair = partial(_pair, split=split, validation_share=validation_share, config=config)
-    return by_content(_by_bucket(ds, "text").map_groups(pair, batch_format="pyarrow"))
+    return by_content(_by_bucket(ds, "text").map_groups(pair, batch_format="pyarrow"), ignored=("margin",))
 
 
 def pairs(rated: list[Rated], min_difference: float, pairs_per_text: int) -> list[tuple[str, str]]:
@@ -189,6 +191,10 @@ def _pair(group: pa.Table, split: str, validation_share: float, config: Snippets
     rated.sort(key=lambda row: digest("pair", row[0]))
     pairs_per_text = config.pairs_per_text if split == "train" else 1
     made = pairs(rated, config.min_rating_difference, pairs_per_text)
-    rows: list[Row] = [{"prompt": "", "chosen": better, "rejected": worse} for better, worse in made]
-    schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
-    return pa.Table.from_pylist(rows, schema=schema)
+    ratings = dict(rated)
+    rows: list[Row] = [
+        {"prompt": "", "chosen": better, "rejected": worse, "margin": ratings[better] - ratings[worse]}
+        for better, worse in made
+    ]
+    fields = [(name, pa.string()) for name in ("prompt", "chosen", "rejected")]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("margin", pa.float64())]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from rayrlhf.errors import DataError
 
-Kind = Literal["text", "prompt_completion", "preference", "labelled", "prompts"]
+Kind = Literal[
+    "text", "prompt_completion", "preference", "preference_margin", "ranking", "scored", "labelled", "prompts"
+]
 Row = dict[str, Any]
 Parse = Callable[[str], Row]
 
@@ -17,6 +20,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
+    "preference_margin": ("prompt", "chosen", "rejected", "margin"),
+    "ranking": ("prompt", "ranked"),
+    "scored": ("prompt", "completion", "score"),
     "labelled": ("prompt", "completion", "label"),
     "prompts": ("prompt",),
 }
@@ -29,8 +35,30 @@ def truth(value: Any) -> bool | None:
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
-# columns that are no text: how a value is read, and what it may be
-PARSED: dict[str, tuple[Callable[[Any], Any], str]] = {"label": (truth, "true or false (1 or 0)")}
+def number(value: Any) -> float | None:
+    """A finite number, also as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def ranked(value: Any) -> list[str] | None:
+    """Texts, best first; None for anything else and for fewer than two."""
+    is_ranking = isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
+    return value if is_ranking else None
+
+
+# columns that are no plain text: how a value is read, and what it may be
+PARSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "label": (truth, "true or false (1 or 0)"),
+    "margin": (number, "a finite number"),
+    "score": (number, "a finite number"),
+    "ranked": (ranked, "a list of two texts or more, the best first"),
+}
 
 
 def parsed(row: Row, kind: str) -> Row:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # a fresh head starts near zero (Ziegler et al. 2019 start at zero) and still passes gradients on
 HEAD_STD = 0.01
+HEAD = "score.weight"  # its name in a checkpoint
 
 
 def load_scalar(folder: str) -> PreTrainedModel:
@@ -51,6 +52,21 @@ def load_scalar(folder: str) -> PreTrainedModel:
         model.resize_token_embeddings(pad + 1, mean_resizing=False)
     model.config.pad_token_id = pad
     return without_dropout(model)
+
+
+class ShiftedHead:
+    """A model whose head gives `hidden @ weights` less, for `position_scores` and `sequence_scores`."""
+
+    def __init__(self, model: Any, weights: Tensor) -> None:
+        """`weights`: `[D]`."""
+        self._whole, self._weights = model, weights.float()  # a model's body may be called `model`
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        # not a matrix product, which would be in bfloat16 under autocast
+        return self._whole.score(hidden) - (hidden.float() * self._weights).sum(-1, keepdim=True)
 
 
 def position_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:

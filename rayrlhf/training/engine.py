@@ -178,13 +178,17 @@ class Engine:
         where given; every rank calls it."""
         from rayrlhf.models import causal_lm
 
-        whole = dict(weights or {})
-        if weights is None:
-            for bucket in self.weight_buckets(1 << 30):
-                whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
+        whole = self.whole_weights() if weights is None else weights
         if self.rank == 0:
             causal_lm.save(self.module, tokenizer, directory, whole)
         dist.barrier()
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The whole weights on rank 0's CPU by their Hugging Face names, none on other ranks; every rank calls it."""
+        whole: dict[str, Tensor] = {}
+        for bucket in self.weight_buckets(1 << 30):
+            whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
+        return whole
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[dict[str, Tensor] | None]:
         """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor.

@@ -8,6 +8,7 @@ from rayrlhf.training.config import TrainConfig
 
 LOSS_ONLY = ("eval/loss",)
 PAIR_METRICS = ("eval/loss", "eval/accuracy", "eval/margin")
+MIN_DEMONSTRATIONS = 16  # fewer say little of a mean
 
 
 def check(
@@ -49,4 +50,9 @@ def check(
 def data_parents(data: DataConfig) -> dict[str, str]:
     """What the rows come from, by role: the stage directory that holds them, or the path itself."""
     paths = {"data": data.train} | ({"validation": data.validation} if data.validation else {})
-    return {role: path.split("/state/")[0] for role, path in paths.items()}
+    return {role: stage_of(path) for role, path in paths.items()}
+
+
+def stage_of(path: str) -> str:
+    """The stage directory that holds the rows at `path`, or `path` itself."""
+    return path.split("/state/")[0]

@@ -15,6 +15,7 @@ from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.config import TrainConfig
+from rayrlhf.training.job import MIN_DEMONSTRATIONS
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -39,6 +40,7 @@ def fit(
     loss: Loss | None = None,
     reference: str | None = None,
     derive: Callable[[Dataset], Dataset] | None = None,
+    demonstrations: tuple[str, int] | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
@@ -46,7 +48,8 @@ def fit(
 
     `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
     of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from the
-    encoded rows those that the loss takes.  Rows stay in Ray's object store; the driver only counts them.
+    encoded rows those that the loss takes; `demonstrations`: a path of prompt_completion rows and how many of them
+    are to have the mean score 0.  Rows stay in Ray's object store; the driver only counts them.
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.models.causal_lm import load_tokenizer
@@ -61,6 +64,8 @@ def fit(
     loss = loss or LOSSES[kind]
     complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
     rows = _rows(kind, data, train, tokenizer, run.seed, complete)
+    if demonstrations is not None:
+        rows["demonstrations"] = _demonstrations(*demonstrations, data, tokenizer)
     count = rows["train"].count()
     total = count // train.minibatch
     if not total:
@@ -119,6 +124,22 @@ def _rows(
     return rows
 
 
+def _demonstrations(path: str, count: int, data: DataConfig, tokenizer: Any) -> Dataset:
+    """At most `count` token rows, by the order of their hash."""
+    from rayrlhf.data import order, sources
+    from rayrlhf.data.tokenize import encoded
+
+    kind = "prompt_completion"
+    rows = encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
+    chosen = order.by_content(rows).limit(count).materialize()
+    if chosen.count() < MIN_DEMONSTRATIONS:
+        raise DataError(
+            f"demonstrations={path} gives {chosen.count()} rows of at most data.max_tokens={data.max_tokens} tokens; "
+            f"a mean score needs at least {MIN_DEMONSTRATIONS}: give more, or raise data.max_tokens"
+        )
+    return chosen
+
+
 def _complete(
     ds: Dataset,
     train: TrainConfig,
@@ -154,7 +175,7 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
         resources["GPU"] = train.gpus_per_worker
     trainer: Any = Trainer(
         _worker,  # type: ignore[arg-type]  # takes its configuration as dict[str, Any]
-        train_loop_config={"stage": stage, "validates": "validation" in rows},
+        train_loop_config={"stage": stage, "held": [name for name in rows if name != "train"]},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers, use_gpu=bool(train.gpus_per_worker), resources_per_worker=resources
         ),
@@ -192,8 +213,9 @@ def _worker(config: dict[str, Any]) -> str:
     from rayrlhf.training.supervised import Supervised
 
     stage: Stage = config["stage"]
-    validation = [row for rows in _batches("validation", 1024) for row in rows] if config["validates"] else []
-    return Supervised(stage).fit(_batches("train", stage.train.minibatch, drop_last=True), validation)
+    held = {name: [row for rows in _batches(name, 1024) for row in rows] for name in config["held"]}
+    train = _batches("train", stage.train.minibatch, drop_last=True)
+    return Supervised(stage).fit(train, held.get("validation", []), held.get("demonstrations", []))
 
 
 def _batches(name: str, size: int, drop_last: bool = False) -> Iterator[list[dict[str, Any]]]:

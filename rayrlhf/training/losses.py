@@ -63,7 +63,7 @@ class Loss(Protocol):
         ...
 
 
-class _RowByRow:
+class RowByRow:
     """A loss whose rows know nothing of each other, without a reference."""
 
     reference_columns: dict[str, str] = {}
@@ -72,7 +72,7 @@ class _RowByRow:
         return self
 
 
-class CausalLoss(_RowByRow):
+class CausalLoss(RowByRow):
     """Mean cross-entropy of the next token over the tokens of `loss_mask`."""
 
     def load(self, folder: str) -> Any:
@@ -98,7 +98,7 @@ class CausalLoss(_RowByRow):
         return {"eval/loss": shares["loss"]}
 
 
-class _PairLoss(_RowByRow):
+class PairLoss(RowByRow):
     """What losses of chosen over rejected texts have in common."""
 
     def padded_tokens(self, row: Row) -> int:
@@ -129,8 +129,14 @@ class _PairLoss(_RowByRow):
         }
 
 
-class PreferenceLoss(_PairLoss):
-    """Bradley-Terry loss of the chosen text over the rejected one, mean over pairs."""
+@dataclass(frozen=True)
+class PreferenceLoss(PairLoss):
+    """Bradley-Terry loss of the chosen text over the rejected one, mean over pairs.
+
+    With `margin` above 0 rows have a `margin` each; the chosen text is to lead by `margin` times it.
+    """
+
+    margin: float = 0.0
 
     def load(self, folder: str) -> Any:
         return scalar.load_scalar(folder)
@@ -139,11 +145,13 @@ class PreferenceLoss(_PairLoss):
         texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         scores = scalar.sequence_scores(model, *pad(texts, device))
         chosen, rejected = scores[: len(rows)], scores[len(rows) :]
-        return {"loss": bradley_terry(chosen, rejected, num_pairs=count)} | self.reward_shares(chosen, rejected, count)
+        lead = self.margin * numbers(rows, "margin", device) if self.margin else None
+        loss = bradley_terry(chosen, rejected, lead, num_pairs=count)
+        return {"loss": loss} | self.reward_shares(chosen, rejected, count)
 
 
 @dataclass(frozen=True)
-class DirectPreferenceLoss(_PairLoss):
+class DirectPreferenceLoss(PairLoss):
     """DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023): the policy itself learns which completion
     people prefer, against a frozen reference whose log-probs come with the rows.
 
@@ -161,7 +169,7 @@ class DirectPreferenceLoss(_PairLoss):
         texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         sums = completion_logprobs(model, texts, [row["prompt_length"] for row in rows] * 2, device)
         chosen, rejected = sums[: len(rows)], sums[len(rows) :]
-        ref_chosen, ref_rejected = (_numbers(rows, name, device) for name in ("ref_chosen", "ref_rejected"))
+        ref_chosen, ref_rejected = (numbers(rows, name, device) for name in ("ref_chosen", "ref_rejected"))
         loss = dpo if self.form == "dpo" else ipo
         rewards = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
         return {
@@ -203,14 +211,14 @@ class KTOLoss:
         def kl_shares(model: Any, part: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
             starts = [row["prompt_length"] for row in part]
             logprobs = completion_logprobs(model, [row["kl_ids"] for row in part], starts, device)
-            return {"kl": (logprobs - _numbers(part, "ref_kl", device)).sum() / len(rows)}
+            return {"kl": (logprobs - numbers(part, "ref_kl", device)).sum() / len(rows)}
 
         return replace(self, kl=evaluate(kl_shares)["kl"], num_desirable=sum(row["label"] for row in rows))
 
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
         starts = [row["prompt_length"] for row in rows]
         logprobs = completion_logprobs(model, [row["input_ids"] for row in rows], starts, device)
-        ref = _numbers(rows, "ref_logprob", device)
+        ref = numbers(rows, "ref_logprob", device)
         good = torch.tensor([row["label"] for row in rows], dtype=torch.bool, device=device)
         loss = kto(
             logprobs[good],
@@ -250,7 +258,8 @@ def completion_logprobs(
     return torch.where(mask, logprobs, 0.0).sum(1)
 
 
-def _numbers(rows: Sequence[Row], name: str, device: torch.device) -> Tensor:
+def numbers(rows: Sequence[Row], name: str, device: torch.device) -> Tensor:
+    """A column of numbers, f32 `[N]`."""
     return torch.tensor([row[name] for row in rows], dtype=torch.float32, device=device)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from rayrlhf.models.config import ModelConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EarlyStopping, TrainConfig
+from rayrlhf.training.demonstrations import HeadShift, head_shift
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import Loss, Row, Shares
 from rayrlhf.training.microbatches import microbatches
@@ -72,13 +73,15 @@ class Supervised:
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
         self.engine = Engine(model, stage.train.engine, stage.total_steps)
         self.progress = _Progress()
+        self.demonstrations: Sequence[Row] = ()
         self.seconds_before = 0.0
         if stage.resume_from:
             self._load(stage.resume_from)
 
-    def fit(self, train: Iterable[list[Row]], validation: list[Row]) -> str:
+    def fit(self, train: Iterable[list[Row]], validation: list[Row], demonstrations: Sequence[Row] = ()) -> str:
         """Train over `train`'s minibatches from the first one on; returns the finished stage directory
-        ("" but on rank 0)."""
+        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its scores shifted."""
+        self.demonstrations = demonstrations
         stopping, progress, total = self.train.early_stopping, self.progress, self.stage.total_steps
         report = _Report(self.stage, progress.step) if self.engine.rank == 0 else None
         path, metrics = "", dict[str, float]()
@@ -123,9 +126,17 @@ class Supervised:
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
         count, evaluate = self._count(rows), partial(self._evaluate, rows)
-        loss = self.loss.prepared(rows, evaluate)
-        shares = evaluate(lambda model, some, device: loss.shares(model, some, count, device))
-        return loss.eval_metrics(shares)
+        loss, shift = self.loss.prepared(rows, evaluate), self._head_shift()
+        if shift is None:
+            shares = evaluate(lambda model, some, device: loss.shares(model, some, count, device))
+            return loss.eval_metrics(shares)
+        shares = evaluate(lambda model, some, device: loss.shares(shift.view(model), some, count, device))
+        return loss.eval_metrics(shares) | shift.metrics
+
+    def _head_shift(self) -> HeadShift | None:
+        if not self.demonstrations:
+            return None
+        return head_shift(self.engine, self.demonstrations, self.train.microbatch_tokens)
 
     def _evaluate(self, rows: list[Row], shares: Shares) -> dict[str, float]:
         """The shares of `rows`, summed over microbatches and ranks, without gradients."""
@@ -151,7 +162,10 @@ class Supervised:
             writer = StageWriter(self.stage.run.stage(self.stage.name), self.progress.step)
             paths = [writer.model_dir, writer.state_dir]
         dist.broadcast_object_list(paths)
-        self.engine.save_model(paths[0], self.tokenizer)
+        weights, shift = None, self._head_shift()
+        if shift is not None:
+            weights, metrics = shift.applied(self.engine.whole_weights()), metrics | shift.metrics
+        self.engine.save_model(paths[0], self.tokenizer, weights)
         self.engine.save_state(os.path.join(paths[1], "engine"))
         if writer is None:
             return ""

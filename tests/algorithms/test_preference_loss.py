@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto, ranking
+from rayrlhf.algorithms.preference_loss import binary, bradley_terry, dpo, ipo, kto, ranking, regression
 
 
 def sigmoid(x: float) -> float:
@@ -50,6 +50,25 @@ def test_ranking_of_two_is_bradley_terry_and_of_many_the_mean_over_pairs(normal)
     assert len(pairs) == 10
     total = sum(-math.log(sigmoid((scores[i] - scores[j]).item())) for i, j in pairs)
     assert ranking(scores).item() == pytest.approx(total / 10)
+
+
+def test_regression_by_hand():
+    # errors 1 and -3
+    scores = torch.tensor([2.0, 0.0], requires_grad=True)
+    loss = regression(scores, torch.tensor([1.0, 3.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx((1 + 9) / 2)
+    assert scores.grad.tolist() == pytest.approx([2 * 1 / 2, 2 * -3 / 2])
+
+
+def test_binary_by_hand():
+    # a good text of score 2, a bad one of 1: -log sigmoid(2), -log sigmoid(-1)
+    loss = binary(torch.tensor([2.0, 1.0]), torch.tensor([True, False]))
+    assert loss.item() == pytest.approx((-math.log(sigmoid(2)) - math.log(sigmoid(-1))) / 2)
+    hopeless = torch.tensor([1e4], requires_grad=True)
+    loss = binary(hopeless, torch.tensor([False]))
+    loss.backward()
+    assert loss.item() == 1e4 and hopeless.grad.item() == 1.0
 
 
 def test_dpo_by_hand():
@@ -108,6 +127,8 @@ def test_kto_kl_has_no_gradient_and_a_negative_one_counts_as_zero():
 LOSSES = {
     "bradley_terry": lambda a, b, c, d, n=None: bradley_terry(a, b, num_pairs=n),
     "bradley_terry margin": lambda a, b, c, d, n=None: bradley_terry(a, b, margin=d, num_pairs=n),
+    "regression": lambda a, b, c, d, n=None: regression(a, b, n),
+    "binary": lambda a, b, c, d, n=None: binary(a, b > 0, n),
     "dpo": lambda a, b, c, d, n=None: dpo(a, b, c, d, beta=0.3, num_pairs=n),
     "ipo": lambda a, b, c, d, n=None: ipo(a, b, c, d, beta=0.3, num_pairs=n),
     "kto": lambda a, b, c, d, n=None: kto(

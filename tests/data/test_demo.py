@@ -4,6 +4,7 @@ import pytest
 
 from rayrlhf.data import cleaning, demo
 from rayrlhf.data.config import SnippetsConfig
+from rayrlhf.data.order import by_content
 
 CONFIG = SnippetsConfig()
 
@@ -106,6 +107,11 @@ def test_tables_do_not_depend_on_blocks_and_splits_do_not_meet(ray_local: None) 
     assert all(p["prompt"] == "" for p in pairs)
     assert all(rating[p["chosen"]] - rating[p["rejected"]] > 1.0 for p in pairs)
     assert len({frozenset((p["chosen"], p["rejected"])) for p in pairs}) == len(pairs)
+    assert all(p["margin"] == rating[p["chosen"]] - rating[p["rejected"]] for p in pairs)
+    bare = data.from_items([{name: p[name] for name in ("prompt", "chosen", "rejected")} for p in pairs[::-1]])
+    assert by_content(bare).take_all() == [
+        {name: p[name] for name in ("prompt", "chosen", "rejected")} for p in pairs
+    ], "the margin has no part in the order"
 
     prompts = {
         s: [r["prompt"] for r in demo.prompt_rows(many, s, 0.3, config).take_all()] for s in ("train", "validation")

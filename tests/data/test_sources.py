@@ -36,6 +36,10 @@ def _jsonl(path: Path, rows: list[dict]) -> str:
         ("a.txt", "a\n", "preference", "plain text has no columns"),
         ("a.csv", "prompt,completion,label\na,b,good\n", "labelled", "label=good .*, not true or false"),
         ("a.jsonl", '{"prompt": "a", "completion": "b", "label": 2}\n', "labelled", "line 1: has label=2 .int.*1 or 0"),
+        ("a.csv", "prompt,chosen,rejected,margin\na,b,c,nan\n", "preference_margin", "margin=nan .*finite"),
+        ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "preference_margin", "line 1: has no margin"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b", "score": true}\n', "scored", "score=true .*a finite number"),
+        ("a.jsonl", '{"prompt": "a", "ranked": ["b"]}\n', "ranking", "ranked=.*not a list of two texts or more"),
         ("a.dat", "a\n", "text", "cannot tell the format"),
         ("a.parquet", "PAR1", "text", "not a Parquet file"),
     ],
@@ -92,6 +96,21 @@ def test_labels_are_read_from_every_format(ray_local: None, tmp_path: Path) -> N
         assert [(row["completion"], row["label"]) for row in found] == [
             ("0", True), ("1", False), ("2", True), ("3", False),
         ], name  # fmt: skip
+
+
+def test_numbers_and_rankings_are_read_from_every_format(ray_local: None, tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": "a", "score": 2}, {"prompt": "Q", "completion": "b", "score": -0.5}]
+    _jsonl(tmp_path / "a.jsonl", rows)
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("prompt,completion,score\nQ,a,2\nQ,b,-.5\n")
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        assert sources.read(str(tmp_path / name), "auto", "scored").take_all() == rows, name
+    ranked = [{"prompt": "Q", "ranked": ["a", "b"]}, {"prompt": "", "ranked": ["c", "d", "e"]}]
+    _jsonl(tmp_path / "r.jsonl", ranked)
+    parquet.write_table(pa.Table.from_pylist(ranked), tmp_path / "r.parquet")
+    for name in ("r.jsonl", "r.parquet"):
+        sources.check(str(tmp_path / name), "auto", "ranking")
+        assert sources.read(str(tmp_path / name), "auto", "ranking").take_all() == ranked, name
 
 
 def test_folders_and_globs_are_read_in_order(ray_local: None, tmp_path: Path) -> None:

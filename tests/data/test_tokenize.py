@@ -10,8 +10,8 @@ import pytest
 
 from rayrlhf.data import templates, tokenizer
 from rayrlhf.data.config import TokenizerConfig
-from rayrlhf.data.tokenize import encode_batch, encoded
-from rayrlhf.errors import ModelError
+from rayrlhf.data.tokenize import _fitting, encode_batch, encoded
+from rayrlhf.errors import ConfigError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,15 @@ def test_each_kind_of_row(tok: Any) -> None:
     ]
     assert _encode(tok, "labelled", [{"prompt": "ab", "completion": " c", "label": False}]) == [
         {"input_ids": [bos, *_ids(tok, "ab c"), eos], "prompt_length": 3, "label": False}
+    ]
+    assert _encode(tok, "preference_margin", [{"prompt": "p", "chosen": "x", "rejected": "yz", "margin": 1.5}]) == [
+        ids | {"prompt_length": 2, "margin": 1.5}
+    ]
+    assert _encode(tok, "ranking", [{"prompt": "p", "ranked": ["x", "yz", ""]}]) == [
+        {"ranked_ids": [*ids.values(), [bos, *_ids(tok, "p"), eos]], "prompt_length": 2}
+    ]
+    assert _encode(tok, "scored", [{"prompt": "ab", "completion": " c", "score": -0.5}]) == [
+        {"input_ids": [bos, *_ids(tok, "ab c"), eos], "prompt_length": 3, "score": -0.5}
     ]
     assert _encode(tok, "prompts", [{"prompt": "ab"}]) == [{"prompt_ids": [bos, *_ids(tok, "ab")], "prompt": "ab"}]
 
@@ -91,6 +100,20 @@ def test_too_long_rows_are_dropped_or_cut_and_counted(tok: Any, caplog: pytest.L
     assert dropped == [short]
     assert cut == [short, longer]
     assert _encode(tok, "prompts", [{"prompt": "abc"}], max_tokens=3, too_long="truncate") == []
+
+
+def test_a_ranking_is_too_long_where_one_of_its_texts_is(tok: Any) -> None:
+    rows = [{"prompt": "p", "ranked": ["abcdef", "x"]}, {"prompt": "p", "ranked": ["ab", "x"]}]
+    assert len(_encode(tok, "ranking", rows, max_tokens=5)) == 1
+    cut = _encode(tok, "ranking", rows, max_tokens=5, too_long="truncate")
+    assert [len(ids) for ids in cut[0]["ranked_ids"]] == [5, 4]
+
+
+def test_a_ranking_too_large_for_a_microbatch_is_refused(tok: Any) -> None:
+    table = encode_batch(pa.Table.from_pylist([{"prompt": "", "ranked": ["abc", "x", "y"]}]), "ranking", tok, 9, "drop")
+    assert _fitting(table, microbatch_tokens=15) is table
+    with pytest.raises(ConfigError, match="ranks 3 texts of up to 5 tokens, which take 15 .*microbatch_tokens=14"):
+        _fitting(table, microbatch_tokens=14)
 
 
 def test_through_ray_rows_keep_their_order(ray_local: None, tok: Any) -> None:

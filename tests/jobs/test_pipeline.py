@@ -35,6 +35,11 @@ def test_each_stage_takes_what_the_ones_before_it_left():
     assert config.serve is not None and config.serve.model == "runs/mine/ppo/best"
 
 
+def test_a_reward_model_of_labels_takes_those_of_prepare():
+    config = load(pipeline.PipelineConfig, SHORT, ["reward_model.loss=binary"])
+    assert config.reward_model.data.train.endswith("/prepare/step_000000/state/labelled/train")
+
+
 def test_scores_of_a_function_need_no_reward_model():
     config = load(pipeline.PipelineConfig, str(ROOT / "jobs/configs/arithmetic.yaml"), [])
     assert config.stages == ("prepare", "pretrain", "sft", "ppo", "evaluate")
@@ -61,6 +66,7 @@ def test_the_demo_fits_sixty_lines():
         ("sft.data.max_tokens=500", "sft.data.max_tokens=500 is above the context of 128"),
         ("sft.run.seed=5", "sft.run differs from run"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
+        ("reward_model.loss=ranking", "reward_model.loss=ranking has no rows: prepare makes pairs and labels"),
     ],
 )
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):

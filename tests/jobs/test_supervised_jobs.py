@@ -24,13 +24,17 @@ TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """40 rows of each kind; of a pair the one that ends in "good" is chosen, as it is labelled."""
     words = ["red", "green", "blue", "seven", "a longer group of words"]
-    rows: dict[str, list[dict[str, Any]]] = {"text": [], "pairs": [], "completions": [], "labelled": []}
+    names = ("text", "pairs", "completions", "labelled", "ranked", "scored")
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for n in range(40):
         prompt = f"{words[n % 5]} {n}"
         rows["text"].append({"text": f"{prompt} is {words[(n + 1) % 5]}"})
         rows["completions"].append({"prompt": prompt, "completion": f" is {words[(n + 1) % 5]}"})
         rows["labelled"].append({"prompt": prompt, "completion": " bad" if n % 3 else " good", "label": n % 3 == 0})
-        rows["pairs"].append({"prompt": prompt, "chosen": " good", "rejected": " bad" + "!" * (n % 4)})
+        rows["ranked"].append({"prompt": prompt, "ranked": [" good", " fair", " bad", " none"][: 2 + n % 3]})
+        rows["scored"].append({"prompt": prompt, "completion": " bad" if n % 3 else " good", "score": n % 3 or -1.5})
+        pair = {"prompt": prompt, "chosen": " good", "rejected": " bad" + "!" * (n % 4)}
+        rows["pairs"].append(pair | {"margin": 4})
     folder = tmp_path_factory.mktemp("rows")
     for name, some in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
@@ -151,6 +155,52 @@ def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) 
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("loss", "rows", "more", "first"),
+    [
+        ("pairwise", "pairs", ["margin=0.5"], math.log(1 + math.exp(2))),  # scores start near 0: half of margin 4
+        ("ranking", "ranked", ["train.num_workers=2", "train.engine.zero_stage=3"], math.log(2)),
+        ("regression", "scored", ["train.num_workers=2"], None),
+        ("binary", "labelled", [], math.log(2)),
+    ],
+)
+def test_each_loss_of_a_reward_model_learns(
+    loss: str, rows: str, more: list[str], first: float | None, tiny_model: Callable[[str], str],
+    files: dict[str, str], tmp_path: Path,
+) -> None:  # fmt: skip
+    cls, shared = reward_model.RewardModelConfig, [f"loss={loss}", "train.epochs=6", "train.engine.lr=1e-2", *more]
+    if loss == "ranking":
+        shared += [f"demonstrations={files['completions']}", "num_demonstrations=40"]
+    stage = fine_tune(reward_model, cls, tmp_path, "run", tiny_model("llama"), files[rows], *shared)
+    found = logged(tmp_path, "run")
+    if first is not None:
+        assert found[0]["loss/train"] == pytest.approx(first, abs=0.15)
+    last = found[-1]
+    if loss == "regression":
+        assert last["eval/mae"] < 0.5 < found[0]["rewards/absolute_error"] and last["eval/loss"] < 0.4
+    else:
+        assert last["eval/accuracy"] > 0.9 and last["eval/loss"] < found[0]["loss/train"] / 2
+    if loss == "pairwise":
+        assert last["eval/margin"] > 2, "the lead that the rows ask for"
+    if loss == "ranking":
+        assert {"model", "data", "demonstrations"} <= set(find_stage(stage).manifest["parents"])
+        assert demonstration_mean(find_stage(stage).model_dir, files["completions"]) == pytest.approx(0, abs=1e-5)
+        assert 0 < last["eval/demonstration_noise"] < abs(last["eval/demonstration_score"])
+
+
+def demonstration_mean(folder: str, path: str) -> float:
+    """The mean score that plain transformers gives the rows of a file."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    texts = [tokenizer.bos_token + row["prompt"] + row["completion"] + tokenizer.eos_token for row in rows]
+    with torch.no_grad():
+        scores = [model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits for text in texts]
+    return float(torch.cat(scores).mean())
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_dpo_starts_at_the_reference_and_learns_the_preference(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -261,6 +311,29 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     changes: list[str], kind: type[Exception], message: str, tiny_model: Callable[[str], str], files: dict[str, str]
 ) -> None:
     given = ["run.name=x", f"model={tiny_model('llama')}", f"data.train={files['pairs']}", "data.max_tokens=64"]
+    with pytest.raises(kind, match=message):
+        reward_model.check(load(reward_model.RewardModelConfig, None, [*given, *changes]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        (["margin=1"], DataError, "line 1: has no chosen and no rejected and no margin"),
+        (["loss=ranking"], DataError, "has no ranked"),
+        (["loss=regression"], DataError, "has no score"),
+        (["loss=binary"], DataError, "has no label"),
+        (["loss=binary", "margin=1"], ConfigError, "margin=1 has no effect with loss=binary"),
+        (["num_demonstrations=20"], ConfigError, "num_demonstrations=20 has no effect without"),
+        (["loss=regression", "demonstrations=x.jsonl"], ConfigError, "a zero of their own"),
+        (["data.train=PAIRS", "demonstrations=/nowhere.jsonl"], DataError, "/nowhere.jsonl"),
+        (["data.train=PAIRS", "demonstrations=PAIRS"], DataError, "has no completion"),
+    ],
+)
+def test_rows_that_a_reward_models_loss_cannot_take(
+    changes: list[str], kind: type[Exception], message: str, tiny_model: Callable[[str], str], files: dict[str, str]
+) -> None:
+    given = ["run.name=x", f"model={tiny_model('llama')}", f"data.train={files['completions']}", "data.max_tokens=64"]
+    changes = [change.replace("PAIRS", files["pairs"]) for change in changes]
     with pytest.raises(kind, match=message):
         reward_model.check(load(reward_model.RewardModelConfig, None, [*given, *changes]))
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss
+from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss, PreferenceLoss
+from rayrlhf.training.reward_losses import BinaryLoss, RankingLoss, RegressionLoss
 from rayrlhf.training.supervised import _Progress
 
 CPU = torch.device("cpu")
@@ -67,14 +68,78 @@ def test_preference_loss_by_hand() -> None:
     assert loss.eval_metrics(shares)["eval/accuracy"] == pytest.approx(1 / 3)
 
 
-def test_preference_shares_add_up_and_may_be_empty(tiny_model: Callable[[str], str]) -> None:
-    loss = LOSSES["preference"]
+def test_margins_lower_the_differences_by_hand() -> None:
+    # differences 2, -3, -1 less half of the margins 3, 0 and 1
+    rows = [row | {"margin": margin} for row, margin in zip(PAIRS, (3.0, 0.0, 1.0), strict=True)]
+    shares = PreferenceLoss(margin=0.5).shares(Scores(), rows, 3, CPU)
+    expected = sum(math.log1p(math.exp(-lead)) for lead in (0.5, -3, -1.5)) / 3
+    assert float(shares["loss"]) == pytest.approx(expected, abs=1e-6)
+    assert float(shares["rewards/margins"]) == pytest.approx(-2 / 3), "scores are told as they are"
+
+
+RANKINGS: list[dict[str, Any]] = [
+    {"ranked_ids": [[5, 9], [7], [8, 8, 8]]},  # scores 9, 7, 8
+    {"ranked_ids": [[40, 3], [41, 4]]},  # 3, 4
+    {"ranked_ids": [[5, 6], [5], [4], [3, 2]]},  # 6, 5, 4, 2
+]
+
+
+def test_ranking_loss_by_hand() -> None:
+    loss = RankingLoss()
+    assert loss.count(RANKINGS) == 3
+    assert [loss.padded_tokens(row) for row in RANKINGS] == [9, 4, 8], "all texts of a row in one forward pass"
+    assert [loss.tokens(row) for row in RANKINGS] == [6, 4, 6]
+    shares = {name: float(value) for name, value in loss.shares(Scores(), RANKINGS, 3, CPU).items()}
+    leads = [(2, 1, -1), (-1,), (1, 2, 4, 1, 3, 2)]  # of each prompt's pairs
+    means = [sum(math.log1p(math.exp(-lead)) for lead in pairs) / len(pairs) for pairs in leads]
+    assert shares["loss"] == pytest.approx(sum(means) / 3, abs=1e-6)
+    assert shares["rewards/accuracies"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert shares["rewards/margins"] == pytest.approx((2 / 3 - 1 + 13 / 6) / 3)
+    assert shares["rewards/chosen"] == pytest.approx((25 / 3 + 3 + (6 * 3 + 5 * 2 + 4) / 6) / 3)
+    assert loss.eval_metrics(shares)["eval/margin"] == shares["rewards/margins"]
+
+
+def test_a_ranking_of_two_is_a_pair() -> None:
+    rankings = [{"ranked_ids": [row["chosen_ids"], row["rejected_ids"]]} for row in PAIRS]
+    pairs, ranked = PreferenceLoss().shares(Scores(), PAIRS, 3, CPU), RankingLoss().shares(Scores(), rankings, 3, CPU)
+    assert pairs.keys() == ranked.keys()
+    for name, value in pairs.items():
+        assert float(ranked[name]) == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_regression_and_binary_loss_by_hand() -> None:
+    texts = [{"input_ids": [5, 6]}, {"input_ids": [3]}, {"input_ids": [9, 9, 2]}]  # scores 6, 3, 2
+    rated = [row | {"score": score} for row, score in zip(texts, (4.0, 3.5, 2.0), strict=True)]
+    shares = {name: float(value) for name, value in RegressionLoss().shares(Scores(), rated, 3, CPU).items()}
+    assert shares["loss"] == pytest.approx((4 + 0.25 + 0) / 3)
+    assert RegressionLoss().eval_metrics(shares) == {"eval/loss": shares["loss"], "eval/mae": pytest.approx(2.5 / 3)}
+    assert [RegressionLoss().padded_tokens(row) for row in rated] == [2, 1, 3]
+
+    labelled = [row | {"label": label} for row, label in zip(texts, (True, False, True), strict=True)]
+    shares = {name: float(value) for name, value in BinaryLoss().shares(Scores(), labelled, 3, CPU).items()}
+    assert shares["loss"] == pytest.approx(sum(math.log1p(math.exp(-s)) for s in (6, -3, 2)) / 3, abs=1e-6)
+    assert BinaryLoss().eval_metrics(shares)["eval/accuracy"] == pytest.approx(2 / 3)
+
+
+RATED = [{"input_ids": [5, 6, 7], "score": 1.5}, {"input_ids": [40], "score": -1.0}, {"input_ids": [7, 8], "score": 0}]
+REWARD_LOSSES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "pairwise": (PreferenceLoss(), PAIRS),
+    "margin": (PreferenceLoss(0.5), [row | {"margin": 2.0} for row in PAIRS]),
+    "ranking": (RankingLoss(), RANKINGS),
+    "regression": (RegressionLoss(), RATED),
+    "binary": (BinaryLoss(), [row | {"label": n < 2} for n, row in enumerate(RATED)]),
+}
+
+
+@pytest.mark.parametrize("name", REWARD_LOSSES)
+def test_shares_of_a_reward_model_add_up_and_may_be_empty(name: str, tiny_model: Callable[[str], str]) -> None:
+    loss, rows = REWARD_LOSSES[name]
     model = loss.load(tiny_model("qwen3")).eval()
     with torch.no_grad():
-        whole = loss.shares(model, PAIRS, 3, CPU)
-        parts = [loss.shares(model, rows, 3, CPU) for rows in (PAIRS[:1], PAIRS[1:], [])]
-    for name, value in whole.items():
-        assert sum(float(part[name]) for part in parts) == pytest.approx(float(value), abs=1e-5), name
+        whole = loss.shares(model, rows, 3, CPU)
+        parts = [loss.shares(model, some, 3, CPU) for some in (rows[:1], rows[1:], [])]
+    for key, value in whole.items():
+        assert sum(float(part[key]) for part in parts) == pytest.approx(float(value), abs=1e-5), key
     empty = loss.shares(model, [], 3, CPU)
     empty["loss"].backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
