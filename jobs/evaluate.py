@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cluster.layout import RolePlan
     from cluster.placement import Placement
     from rayrlhf.batches import Prompts
+    from rayrlhf.data.prompt_stream import Originals
     from rayrlhf.evaluation.compare import Side
 
 ROLES = ("base", "reference", "reward", "rollout")
@@ -40,7 +41,9 @@ class EvaluateConfig(Section):
     baseline: str = Field(description="what it is compared with and its KL measured against: the SFT stage")
     base: str = Field(description="whose perplexity of the responses is taken: the pretrained stage")
     reward_model: str | None = Field(
-        default=None, description="the reward model: its stage, or a sequence-classification folder"
+        default=None,
+        description="the reward model: its stage, or a sequence-classification folder; with another tokenizer or chat "
+        "template than the policy it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
@@ -94,17 +97,21 @@ def check(config: EvaluateConfig) -> None:
     from jobs.generate import check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_folder, check_scores
+    from rayrlhf.data.vocabulary import is_same
+    from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
     folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
-    if config.reward_model:
-        folders.append(model_folder(config.reward_model))
-        check_scores(folders[-1], f"reward_model={config.reward_model}")
     contexts = [check_folder(folder) for folder in folders]
+    _check_tokenizers(config, folders)
+    if config.reward_model:
+        judge = model_folder(config.reward_model)
+        context = check_scores(judge, f"reward_model={config.reward_model}")
+        if is_same(load_tokenizer(folders[0]), load_tokenizer(judge)):  # else it reads other tokens, of the same text
+            contexts.append(context)
     if config.rollout.max_model_len is not None:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts), "max_prompt_tokens")
@@ -115,6 +122,19 @@ def check(config: EvaluateConfig) -> None:
     if config.gold is not None:
         load_function(config.gold)
     plan(config)
+
+
+def _check_tokenizers(config: EvaluateConfig, folders: list[str]) -> None:
+    from rayrlhf.data.vocabulary import reads
+    from rayrlhf.models.causal_lm import load_tokenizer
+
+    policy = load_tokenizer(folders[0])
+    for key, folder in (("baseline", folders[1]), ("base", folders[2])):
+        if not reads(load_tokenizer(folder), policy):
+            raise ModelError(
+                f"{key}={getattr(config, key)} has another tokenizer than policy={config.policy}, whose tokens it has "
+                "to read: give a model that the policy was made from"
+            )
 
 
 def _check_same_architecture(policy: str, baseline: str) -> None:
@@ -173,7 +193,7 @@ def run(config: EvaluateConfig) -> str:
 async def _run(config: EvaluateConfig) -> str:
     from cluster.placement import Placement
     from rayrlhf.checkpoint import StageWriter, model_folder
-    from rayrlhf.data.prompt_stream import held_out_prompts
+    from rayrlhf.data.prompt_stream import Originals, held_out_prompts
     from rayrlhf.evaluation.compare import compare, sample_rows
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
@@ -189,11 +209,12 @@ async def _run(config: EvaluateConfig) -> str:
         format=config.format,
         max_tokens=config.max_prompt_tokens,
     )
-    prompts = await asyncio.to_thread(held_out_prompts, source, tokenizer, config.num_prompts)
+    originals = Originals()
+    prompts = await asyncio.to_thread(held_out_prompts, source, tokenizer, config.num_prompts, originals)
     vocabulary = await asyncio.to_thread(known_words, config.words) if config.words else None
     placement = Placement.reserve(evaluation_layout(config.layout), config.start_deadline_s)
     try:
-        baseline, policy = await _both_sides(config, placement, prompts, tokenizer)
+        baseline, policy = await _both_sides(config, placement, prompts, tokenizer, originals)
     finally:
         placement.release()
     metrics = compare(policy, baseline, vocabulary, config.run.seed)
@@ -208,7 +229,7 @@ async def _run(config: EvaluateConfig) -> str:
 
 
 async def _both_sides(
-    config: EvaluateConfig, placement: Placement, prompts: Prompts, tokenizer: Any
+    config: EvaluateConfig, placement: Placement, prompts: Prompts, tokenizer: Any, originals: Originals
 ) -> tuple[Side, Side]:
     """(baseline, policy) on the same prompts and seeds."""
     from actors.weight_sync import publish_folder
@@ -218,9 +239,10 @@ async def _both_sides(
     try:
         _make(config, placement, groups)
         await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
-        baseline = await _side(config, groups, prompts, tokenizer)
+        reward = _reward(config, groups["reward"], originals)
+        baseline = await _side(config, groups, reward, prompts, tokenizer)
         await publish_folder(model_folder(config.policy), groups["rollout"], 1)
-        return baseline, await _side(config, groups, prompts, tokenizer)
+        return baseline, await _side(config, groups, reward, prompts, tokenizer)
     finally:
         for group in groups.values():
             group.stop()
@@ -260,7 +282,19 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     )
 
 
-async def _side(config: EvaluateConfig, groups: dict[str, Any], prompts: Prompts, tokenizer: Any) -> Side:
+def _reward(config: EvaluateConfig, group: Any, originals: Originals) -> Any:
+    """The group of the role reward, or what translates for it."""
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
+
+    if not config.reward_model:
+        return group
+    folders = model_folder(config.policy), model_folder(config.reward_model)
+    retokenise = retokeniser(*folders, originals, config.forward_tokens)
+    return Retokenised(group, retokenise) if retokenise else group
+
+
+async def _side(config: EvaluateConfig, groups: dict[str, Any], reward: Any, prompts: Prompts, tokenizer: Any) -> Side:
     from rayrlhf.evaluation.compare import Side
     from rayrlhf.rollout_texts import texts_of
     from rayrlhf.score_function import load_function
@@ -269,7 +303,7 @@ async def _side(config: EvaluateConfig, groups: dict[str, Any], prompts: Prompts
     reference, base, scores = await asyncio.gather(
         groups["reference"].logprobs(rollouts),
         groups["base"].logprobs(rollouts),
-        groups["reward"].scores(rollouts),
+        reward.scores(rollouts),
     )
     texts, responses = texts_of(rollouts, tokenizer)
     gold = load_function(config.gold)(texts, responses) if config.gold else None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cluster.placement import Placement
     from rayrlhf.batches import TextBatch
     from rayrlhf.coordinator import Roles
+    from rayrlhf.data.prompt_stream import Originals
 
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
@@ -41,14 +42,18 @@ class PPOConfig(Section):
     run: RunConfig = Field(description="the run this stage belongs to")
     policy_model: str = Field(description="where the policy starts: the SFT stage, or a Hugging Face folder")
     reward_model: str | None = Field(
-        default=None, description="the reward model: its stage, or a sequence-classification folder"
+        default=None,
+        description="the reward model: its stage, or a sequence-classification folder; with another tokenizer or chat "
+        "template than policy_model it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
     )
     reference_model: str | None = Field(default=None, description="what the KL is measured against; null: policy_model")
     critic_model: str | None = Field(
-        default=None, description="where the critic starts; null: reward_model, or policy_model without one"
+        default=None,
+        description="where the critic starts; it reads policy_model's tokens; null: reward_model, or policy_model "
+        "without one",
     )
     prompts: DataConfig = Field(description="prompts to train on, and held-out ones to evaluate on")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="how responses are sampled")
@@ -148,7 +153,8 @@ def check(config: PPOConfig) -> None:
     if config.gold:
         load_function(config.gold)
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
-    contexts = [check_folder(folder) for folder in folders.values()]
+    reads_text = check_tokenizers(config, folders)
+    contexts = [check_folder(folder) for role, folder in folders.items() if not (reads_text and role == "reward")]
     check_writes(folders["policy"], f"policy_model={config.policy_model}")
     check_writes(folders["reference"], f"reference_model={config.reference_model}")
     if config.reward_model:
@@ -173,6 +179,34 @@ def check(config: PPOConfig) -> None:
                 f"{config.policy.microbatch_tokens}: lower one or raise the other"
             )
     plan(config)
+
+
+def check_tokenizers(config: PPOConfig, folders: dict[str, str]) -> bool:
+    """Whether the reward model reads other tokens than the policy's, so that responses go to it as text.
+
+    Raises ConfigError for a reference or critic that does: they judge token by token.
+    """
+    from rayrlhf.data.vocabulary import is_same, reads
+    from rayrlhf.models.causal_lm import check_folder, load_tokenizer
+
+    for folder in folders.values():
+        check_folder(folder)
+    policy = load_tokenizer(folders["policy"])
+    for role in ("reference", "critic"):
+        folder = folders.get(role, folders["policy"])
+        if folder == folders["policy"] or reads(load_tokenizer(folder), policy):
+            continue
+        if role == "critic" and not config.critic_model:
+            raise ConfigError(
+                f"reward_model={config.reward_model} has another tokenizer than policy_model={config.policy_model}, so "
+                "the critic, which reads the policy's tokens, cannot start from it: set critic_model, such as "
+                f"critic_model={config.policy_model}, or an algorithm.estimator without a critic"
+            )
+        raise ConfigError(
+            f"{role}_model={getattr(config, f'{role}_model')} has another tokenizer than policy_model="
+            f"{config.policy_model}, whose tokens it has to read: give one with the policy's tokens"
+        )
+    return bool(config.reward_model) and not is_same(policy, load_tokenizer(folders["reward"]))
 
 
 def check_batches(config: PPOConfig) -> None:
@@ -245,7 +279,7 @@ async def _run(config: PPOConfig) -> str:
     from cluster.placement import Placement
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
-    from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
+    from rayrlhf.data.prompt_stream import Originals, held_out_prompts, training_prompts
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
@@ -259,18 +293,27 @@ async def _run(config: PPOConfig) -> str:
     done = found.stage.manifest["step"] if found.stage else -1
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
-    held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts)
+    originals = Originals()
+    held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
     placement = Placement.reserve(_layout(config), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
     try:
-        roles = await _start(config, placement, groups, stopwatch, _texts(config, tokenizer, max(done, 0)))
+        texts = _texts(config, tokenizer, max(done, 0))
+        roles = await _start(config, placement, groups, stopwatch, texts, originals)
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
             config=loop,
             prompts=lambda done: training_prompts(
-                config.prompts, tokenizer, loop.rollout_batch, loop.steps, seed, done, config.algorithm.group_size
+                config.prompts,
+                tokenizer,
+                loop.rollout_batch,
+                loop.steps,
+                seed,
+                done,
+                config.algorithm.group_size,
+                originals,
             ),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
@@ -303,6 +346,7 @@ async def _start(
     groups: dict[str, Any],
     stopwatch: Any,
     texts: Iterator[TextBatch] | None,
+    originals: Originals,
 ) -> Roles:
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
     from actors import critic, group, policy, reference, reward, rollout
@@ -311,6 +355,7 @@ async def _start(
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
     from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
+    from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
     algorithm = config.algorithm
@@ -363,6 +408,9 @@ async def _start(
     parts: dict[str, Any] = {"critic": NoCritic()} | groups
     if config.algorithm.critic_warmup_steps:
         parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
+    if config.reward_model:
+        retokenise = retokeniser(folders["policy"], folders["reward"], originals, config.policy.forward_tokens)
+        parts["reward"] = Retokenised(groups["reward"], retokenise) if retokenise else groups["reward"]
     if texts is not None:
         parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}

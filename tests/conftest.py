@@ -78,6 +78,32 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def foreign_reward_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reward model of random weights with whole words for tokens and roles in its chat template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from rayrlhf.data import tokenizer
+    from rayrlhf.data.config import TokenizerConfig
+
+    words = [f"number {n} the movie was good and bad" for n in range(24)]
+    made = tokenizer.train(lambda: [words], TokenizerConfig(kind="words", vocab_size=320, num_pieces=270, min_count=1))
+    made.chat_template = (
+        "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    folder = str(tmp_path_factory.mktemp("foreign-reward"))
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size |= {"vocab_size": len(made), "max_position_embeddings": 100}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = LlamaForSequenceClassification(LlamaConfig(initializer_range=0.2, num_labels=1, pad_token_id=0, **size))
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
 def byte_tokenizer() -> Any:
     """One token a byte, with distinct pad, bos and eos, and a chat template that concatenates."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

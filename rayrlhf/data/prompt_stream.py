@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from array import array
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,44 @@ from rayrlhf.batches import Prompts, TextBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.data.order import by_content, in_order
 from rayrlhf.data.sources import read
+from rayrlhf.data.templates import Prompt
 from rayrlhf.data.tokenize import encoded
 from rayrlhf.errors import DataError
 from rayrlhf.training.microbatches import pad as pad_rows
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+
+class Originals:
+    """Prompts as their rows gave them (a string, or messages), by their token ids, which do not give them back.
+
+    Holds those of the newest `num_batches` batches, and all that were held out.
+    """
+
+    def __init__(self, num_batches: int = 4) -> None:
+        self._held_out: dict[bytes, Prompt] = {}
+        self._batches: deque[dict[bytes, Prompt]] = deque(maxlen=num_batches)
+
+    def add(self, ids: list[list[int]], prompts: list[Prompt], is_held_out: bool) -> None:
+        """A batch's prompts with their token ids."""
+        found = {_key(row): prompt for row, prompt in zip(ids, prompts, strict=True)}
+        if is_held_out:
+            self._held_out |= found
+        else:
+            self._batches.append(found)
+
+    def find(self, ids: list[int]) -> Prompt:
+        """The prompt of these ids; KeyError where it is of no batch that is held."""
+        key = _key(ids)
+        for batch in (self._held_out, *self._batches):
+            if key in batch:
+                return batch[key]
+        raise KeyError(f"no prompt of {len(ids)} tokens {ids[:8]}... is among the newest batches")
+
+
+def _key(ids: list[int]) -> bytes:
+    return array("q", ids).tobytes()
 
 
 def training_prompts(
@@ -28,12 +62,13 @@ def training_prompts(
     seed: int,
     skip: int = 0,
     group_size: int = 1,
+    originals: Originals | None = None,
 ) -> Iterator[Prompts]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
     each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
-    Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch
-    is held here.  Raises DataError when no prompt is within `config.max_tokens`.
+    Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch is held
+    here; `originals` learns of each as it comes.  Raises DataError when no prompt is within `config.max_tokens`.
     """
     rows = encoded(
         read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long
@@ -42,17 +77,17 @@ def training_prompts(
     if not count:
         raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
     epochs = -(-num_batches * batch_size // group_size // count)
-    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size)
+    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size, originals)
     return itertools.islice(stream, skip, num_batches)
 
 
-def held_out_prompts(config: DataConfig, tokenizer: Any, count: int) -> Prompts:
+def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: Originals | None = None) -> Prompts:
     """The first `count` prompts of `config.validation` in the order of their hash; DataError when there are fewer."""
     if config.validation is None:
         raise DataError("no held-out prompts: set prompts.validation to a file that no training prompt is in")
     rows = read(config.validation, config.format, "prompts")
     ordered = by_content(encoded(rows, "prompts", tokenizer, config.max_tokens, config.too_long))
-    found = list(_batches(ordered.limit(count), count, tokenizer))
+    found = list(_batches(ordered.limit(count), count, tokenizer, originals=originals, is_held_out=True))
     if not found:
         raise DataError(
             f"{config.validation} has fewer than the {count} held-out prompts asked for (of at most "
@@ -89,9 +124,19 @@ def text_batches(
         yield TextBatch(tokens, lengths, mask)
 
 
-def _batches(rows: Dataset, batch_size: int, tokenizer: Any, group_size: int = 1) -> Iterator[Prompts]:
+def _batches(
+    rows: Dataset,
+    batch_size: int,
+    tokenizer: Any,
+    group_size: int = 1,
+    originals: Originals | None = None,
+    is_held_out: bool = False,
+) -> Iterator[Prompts]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stream: Any = rows.iter_batches(batch_size=batch_size // group_size, batch_format="pyarrow", drop_last=True)
     for number, batch in enumerate(stream):
-        ids = [prompt for prompt in batch.column("prompt_ids").to_pylist() for _ in range(group_size)]
+        given = batch.column("prompt_ids").to_pylist()
+        if originals is not None:
+            originals.add(given, batch.column("prompt").to_pylist(), is_held_out)
+        ids = [prompt for prompt in given for _ in range(group_size)]
         yield pad(ids, number * batch_size, pad_id)

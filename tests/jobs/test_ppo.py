@@ -152,6 +152,54 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
     assert not (Path(path) / "state" / "critic").exists()
 
 
+def test_a_reward_model_with_another_tokenizer_scores_the_text(
+    tiny_model, foreign_reward_folder, prompts_file, tmp_path, ray_local
+):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    keys = {"rollout.engine": "transformers", "algorithm.estimator": "rloo", "algorithm.group_size": 2}
+    given = overrides(tmp_path, tiny_model("llama"), foreign_reward_folder, prompts_file, **keys)
+    given.remove("critic.minibatch=4")
+    config = load(ppo.PPOConfig, None, given)
+    ppo.check(config)
+    path = ppo.run(config)
+    assert_invariants(rows_of(tmp_path))
+    model = AutoModelForSequenceClassification.from_pretrained(foreign_reward_folder)
+    tokenizer = AutoTokenizer.from_pretrained(foreign_reward_folder)
+    samples = (Path(path).parent / "samples" / "step_000002.jsonl").read_text().splitlines()
+    for sample in map(json.loads, samples):
+        text = f"<s><user>{sample['prompt']}\n<assistant>{sample['response']}"
+        both = [tokenizer(t, add_special_tokens=False, return_tensors="pt") for t in (text, text + "</s>")]
+        assert sample["score"] in [pytest.approx(float(model(**ids).logits), abs=1e-4) for ids in both]
+    assert len(samples) == 6
+
+
+def test_critic_and_reference_read_the_policys_tokens(tiny_model, foreign_reward_folder, prompts_file, tmp_path):
+    def check(**keys):
+        ppo.check(load(ppo.PPOConfig, None, overrides(tmp_path, *models, prompts_file, **keys)))
+
+    models = tiny_model("llama"), foreign_reward_folder
+    with pytest.raises(ConfigError, match=f"cannot start from it: set critic_model, such as critic_model={models[0]}"):
+        check()
+    with pytest.raises(ConfigError, match="critic_model=.*whose tokens it has to read"):
+        check(critic_model=foreign_reward_folder)
+    with pytest.raises(ConfigError, match="reference_model=.*whose tokens it has to read"):
+        check(critic_model=models[0], reference_model=foreign_words(foreign_reward_folder, tmp_path / "words"))
+    # its context of 100 tokens is of its own tokens: 116 of the policy's may be fewer
+    check(critic_model=models[0], **{"prompts.max_tokens": 104})
+
+
+def foreign_words(reward: str, folder: Path) -> str:
+    """A language model with the tokenizer of `reward`."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(reward)
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def texts_file(folder: Path) -> Path:
     path = folder / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"number {n % 2}"}) + "\n" for n in range(8)))
