@@ -125,6 +125,9 @@ class PolicyGroup(RankGroup):
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
         return await self.together("logprobs", ray.put(rollouts))
 
+    async def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+        return await self.together("reference_logprobs", ray.put(rollouts))
+
     async def update(
         self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
     ) -> Metrics:

@@ -25,13 +25,17 @@ class PolicyRank(EngineRank):
     def logprobs(self, rollouts: Rollouts) -> Tensor | None:
         return self.answer(self.learner.logprobs(rollouts))
 
+    def reference_logprobs(self, rollouts: Rollouts) -> Tensor | None:
+        return self.answer(self.learner.reference_logprobs(rollouts))
+
     def update(
         self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
     ) -> Metrics | None:
         return self.answer(self.learner.update(batch, step, kl_coefficient, texts))
 
     def save(self, directory: str) -> None:
-        """The model to `directory/model`, every rank's engine state to `directory/state/policy`."""
+        """The model to `directory/model` (an adapter besides to `directory/adapter`), every rank's engine state
+        to `directory/state/policy`."""
         self.learner.save(os.path.join(directory, "model"), os.path.join(directory, "state"))
 
     def load(self, directory: str) -> None:

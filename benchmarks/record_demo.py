@@ -16,20 +16,20 @@ from pathlib import Path
 ROWS = {
     "reward model, held-out human pairs": ("reward_model", "eval/accuracy", "{:.3f}"),
     "gold mean, SFT": ("evaluate", "eval/baseline/gold", "{:.3f}"),
-    "gold mean, PPO": ("evaluate", "eval/policy/gold", "{:.3f}"),
+    "gold mean, policy": ("evaluate", "eval/policy/gold", "{:.3f}"),
     "positive share, SFT": ("evaluate", "eval/baseline/gold_positive_share", "{:.1%}"),
-    "positive share, PPO": ("evaluate", "eval/policy/gold_positive_share", "{:.1%}"),
-    "win rate of PPO by gold": ("evaluate", "eval/win_rate_gold", "{:.3f}"),
-    "win rate of PPO by reward model": ("evaluate", "eval/win_rate_reward", "{:.3f}"),
+    "positive share, policy": ("evaluate", "eval/policy/gold_positive_share", "{:.1%}"),
+    "win rate by gold": ("evaluate", "eval/win_rate_gold", "{:.3f}"),
+    "win rate by reward model": ("evaluate", "eval/win_rate_reward", "{:.3f}"),
     "KL to SFT, nats a sequence": ("evaluate", "eval/policy/kl", "{:.1f}"),
     "distinct-2, SFT": ("evaluate", "eval/baseline/distinct_2", "{:.3f}"),
-    "distinct-2, PPO": ("evaluate", "eval/policy/distinct_2", "{:.3f}"),
+    "distinct-2, policy": ("evaluate", "eval/policy/distinct_2", "{:.3f}"),
     "perplexity under the base model, SFT": ("evaluate", "eval/baseline/perplexity", "{:.0f}"),
-    "perplexity under the base model, PPO": ("evaluate", "eval/policy/perplexity", "{:.0f}"),
+    "perplexity under the base model, policy": ("evaluate", "eval/policy/perplexity", "{:.0f}"),
     "words known from training, SFT": ("evaluate", "eval/baseline/known_word_share", "{:.1%}"),
-    "words known from training, PPO": ("evaluate", "eval/policy/known_word_share", "{:.1%}"),
+    "words known from training, policy": ("evaluate", "eval/policy/known_word_share", "{:.1%}"),
     "tokens a response, SFT": ("evaluate", "eval/baseline/length", "{:.1f}"),
-    "tokens a response, PPO": ("evaluate", "eval/policy/length", "{:.1f}"),
+    "tokens a response, policy": ("evaluate", "eval/policy/length", "{:.1f}"),
 }
 
 
@@ -41,10 +41,11 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def largest(run: Path, name: str) -> float:
-    """The largest value a metric had in the run."""
+def largest(run: Path, names: tuple[str, ...]) -> dict[str, float]:
+    """The largest value that each metric had in the run, where it had one."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return max(row[name] for row in rows if row.get(name) is not None)
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: max(found) for name, found in values.items() if found}
 
 
 def main(run: Path, command: str) -> None:
@@ -53,10 +54,8 @@ def main(run: Path, command: str) -> None:
         stage["directory"] = os.path.relpath(stage["directory"])
     date = time.strftime("%Y-%m-%d")
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    invariants = {
-        name: largest(run, name)
-        for name in ("policy/first_ratio_max_dev", "sync/logprob_gap", "sync/logprob_gap_max", "sync/staleness")
-    }
+    names = ("policy/first_ratio_max_dev", "sync/logprob_gap", "sync/logprob_gap_max", "sync/staleness")
+    invariants = largest(run, names)
     record = {
         "date": date,
         "command": command,
@@ -69,7 +68,8 @@ def main(run: Path, command: str) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
     for label, (stage, metric, form) in ROWS.items():
-        print(f"| {label} | {form.format(summary['stages'][stage]['metrics'][metric])} |")
+        if stage in summary["stages"]:
+            print(f"| {label} | {form.format(summary['stages'][stage]['metrics'][metric])} |")
     for name, value in invariants.items():
         print(f"| largest {name} | {value:.1e} |")
     for stage, entry in summary["stages"].items():

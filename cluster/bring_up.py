@@ -35,6 +35,9 @@ ENVIRONMENT = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # a call after the cluster has been left is an error: Ray would start one of its own, also while Python
+    # exits and Ray Data cleans up, where it then waits for ever
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 _GIB = 2**30
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for a submitted job's driver

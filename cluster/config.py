@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
+from rayrlhf.errors import ConfigError
 
 LAYOUTS = Path(__file__).parent / "layouts"
 
@@ -70,6 +72,14 @@ class LayoutConfig(Section):
         if idle:
             raise ValueError(f"no role is on pool {', '.join(sorted(idle))}; remove it, or put a role on it")
         return self
+
+    def only(self, roles: Iterable[str]) -> LayoutConfig:
+        """These roles, and the pools they are on.  Raises ConfigError when one is missing."""
+        missing = [role for role in roles if role not in self.roles]
+        if missing:
+            raise ConfigError(f"layout.roles has no {', '.join(missing)}; needed are {', '.join(roles)}")
+        kept = {role: self.roles[role] for role in self.roles if role in set(roles)}
+        return LayoutConfig(base=None, pools={r.pool: self.pools[r.pool] for r in kept.values()}, roles=kept)
 
 
 def _read(base: str) -> dict[str, Any]:

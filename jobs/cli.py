@@ -15,6 +15,7 @@ JOBS = {
     "pretrain": "train a causal language model on text",
     "sft": "fine-tune on prompt and completion",
     "reward_model": "train a reward model on preferences",
+    "pairs": "sample from a model and rank the samples: preference rows",
     "dpo": "train the policy on preferences directly",
     "kto": "train the policy on completions labelled good or bad",
     "ppo": "train the policy against the reward model or function (also GRPO, RLOO, REINFORCE++)",

@@ -44,6 +44,14 @@ class Arguments:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a stage is made from: its configuration (with a `run`) and its parents by role."""
+
+    config: Any
+    parents: dict[str, str]
+
+
+@dataclass(frozen=True)
 class _Job(Generic[C]):
     name: str
     config_class: type[C]
@@ -51,7 +59,14 @@ class _Job(Generic[C]):
     plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]]
     run: Callable[[C], Any]
     parents: Callable[[C], dict[str, str]] | None
+    stages: Callable[[C], dict[str, Made]] | None
     cluster: bool
+
+    def made(self, config: Any) -> dict[str, Made]:
+        """The stages that the job makes, by name."""
+        if self.parents is not None:
+            return {self.name: Made(config, self.parents(config))}
+        return self.stages(config) if self.stages is not None else {}
 
 
 def main(
@@ -63,17 +78,19 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     parents: Callable[[C], dict[str, str]] | None = None,
+    stages: Callable[[C], dict[str, Made]] | None = None,
     cluster: bool = True,
 ) -> int:
     """Runs the job `name` with `argv` (default: the process's arguments); returns the exit code.
 
     `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray
     connected when `cluster` is true.  A job that makes the stage `name` gives its `parents`: it is
-    not run again where that stage is finished, and refused where one of other inputs is.
+    not run again where that stage is finished, and refused where one of other inputs is.  One that makes
+    several says so with `stages`.
     """
     with _interruptible() as listen:
         try:
-            return _main(_Job(name, config_class, check, plan, run, parents, cluster), argv, listen)
+            return _main(_Job(name, config_class, check, plan, run, parents, stages, cluster), argv, listen)
         except KeyboardInterrupt:
             complain(f"{name}: interrupted; finished stages are kept", "stopped")
             return INTERRUPTED
@@ -162,7 +179,24 @@ def _dry_run(job: _Job[C], config: C) -> int:
         print(f"{stage}:\n{render(roles, nodes)}\n")
     for roles in plans.values():
         fits(roles, nodes)
+    for stage, made in job.made(config).items():
+        print(f"{stage}: {_would_do(stage, made)}")
     return 0
+
+
+def _would_do(stage: str, made: Made) -> str:
+    """What a run would do with the stage that is there, if one is."""
+    from rayrlhf import lineage
+
+    found = lineage.check(made.config.run.stage(stage), made.config, made.parents)
+    if found.stage is None:
+        return "would be made"
+    words = {
+        "finished": "there already, made from the same inputs: would not be made again",
+        "unfinished": f"was cut off: would go on from step {found.stage.manifest['step']}",
+        "changed": f"was made from other inputs ({'; '.join(found.differences[:3])}): would be replaced",
+    }
+    return words[found.state]
 
 
 def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
@@ -192,7 +226,7 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
 def _is_finished(name: str, config: Any, parents: dict[str, str]) -> bool:
     from rayrlhf import lineage
 
-    found = lineage.check(config.run.stage(name), config.model_dump(mode="json"), parents)
+    found = lineage.check(config.run.stage(name), config, parents)
     if found.state == "finished" and found.stage is not None:
         print(f"{name}: there already, made from the same inputs: {found.stage.path}")
     return found.state == "finished"

@@ -18,7 +18,7 @@ from actors.config import EvaluationSamplingConfig, RolloutConfig, check_lengths
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig, Format
-from rayrlhf.errors import ConfigError, ModelError
+from rayrlhf.errors import ModelError
 from rayrlhf.run import RunConfig
 
 if TYPE_CHECKING:
@@ -153,13 +153,10 @@ def _check_same_architecture(policy: str, baseline: str) -> None:
 
 def evaluation_layout(layout: LayoutConfig) -> LayoutConfig:
     """The layout without the learners: nothing is trained, and the base model takes the policy's place."""
-    missing = [role for role in ("policy", "reference", "reward", "rollout") if role not in layout.roles]
-    if missing:
-        raise ConfigError(f"layout.roles has no {', '.join(missing)}; evaluation places actors there")
-    roles = {role: layout.roles[role] for role in ("reference", "reward", "rollout")}
-    roles["base"] = layout.roles["policy"].model_copy(update={"ranks": 1})
-    pools = {role.pool: layout.pools[role.pool] for role in roles.values()}
-    return LayoutConfig(base=None, pools=pools, roles=roles)
+    kept = layout.only(("policy", "reference", "reward", "rollout"))
+    roles = dict(kept.roles)
+    roles["base"] = roles.pop("policy").model_copy(update={"ranks": 1})
+    return LayoutConfig(base=None, pools=kept.pools, roles=roles)
 
 
 def plan(config: EvaluateConfig) -> list[RolePlan]:
@@ -200,7 +197,7 @@ async def _run(config: EvaluateConfig) -> str:
     from rayrlhf.models.causal_lm import load_tokenizer
 
     root, describe, made_from = config.run.stage("evaluate"), config.model_dump(mode="json"), parents(config)
-    claim(root, describe, made_from)
+    claim(root, config, made_from)
     writer = StageWriter(root, step=0)
     tokenizer = load_tokenizer(model_folder(config.policy))
     source = DataConfig(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from jobs import command
-from rayrlhf.checkpoint import model_folder
+from rayrlhf.checkpoint import model_folder, virtual_tokens
 from rayrlhf.config import Section
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_generates(path: str) -> str:
     """The folder of the language model that `path` means; ModelError where it is none."""
     from rayrlhf.models.causal_lm import check_writes
 
-    folder = model_folder(path)
+    folder = model_folder(path, takes_virtual_tokens=True)
     check_writes(folder, path)
     return folder
 
@@ -52,14 +52,16 @@ class Generator:
         import torch
 
         from actors.engines.base import end_tokens
+        from rayrlhf.models.adapters import with_virtual_tokens
         from rayrlhf.models.causal_lm import check_folder, load_causal_lm, load_tokenizer
 
-        self.config, self.context = config, check_folder(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # transformers imports DeepSpeed, which otherwise looks for one and says so on standard output
         os.environ.setdefault("DS_ACCELERATOR", self.device)
         self.tokenizer, self.ends = load_tokenizer(folder), end_tokens(folder)
         model: Any = load_causal_lm(folder)
+        model, num_virtual_tokens = with_virtual_tokens(model, virtual_tokens(config.model))
+        self.config, self.context = config, check_folder(folder) - num_virtual_tokens
         self.model = model.to(self.device).eval()
         torch.manual_seed(config.seed)
 

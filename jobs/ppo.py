@@ -24,13 +24,14 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Mapping
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
     from rayrlhf.batches import TextBatch
     from rayrlhf.coordinator import Roles
     from rayrlhf.data.prompt_stream import Originals
+    from rayrlhf.models.targets import Shapes
 
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
@@ -49,7 +50,11 @@ class PPOConfig(Section):
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
     )
-    reference_model: str | None = Field(default=None, description="what the KL is measured against; null: policy_model")
+    reference_model: str | None = Field(
+        default=None,
+        description="what the KL is measured against; null: policy_model (with policy.peft without a second copy: the "
+        "policy's own actors, its adapter off)",
+    )
     critic_model: str | None = Field(
         default=None,
         description="where the critic starts; it reads policy_model's tokens; null: reward_model, or policy_model "
@@ -74,7 +79,13 @@ class PPOConfig(Section):
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that have actors."""
-        return ROLES if self.algorithm.has_critic else tuple(role for role in ROLES if role != "critic")
+        is_there = {"critic": self.algorithm.has_critic, "reference": not self.is_own_reference}
+        return tuple(role for role in ROLES if is_there.get(role, True))
+
+    @property
+    def is_own_reference(self) -> bool:
+        """Whether the policy's actors are the reference too, their adapter off."""
+        return self.policy.peft is not None and self.reference_model is None
 
     @property
     def normaliser(self) -> Normaliser:
@@ -144,9 +155,7 @@ def check(config: PPOConfig) -> None:
         near = difflib.get_close_matches(unknown[0], ROLES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROLES)}"
         raise ConfigError(f"layout.roles.{unknown[0]}: no role has that name; {hint}")
-    missing = [role for role in config.roles if role not in config.layout.roles]
-    if missing:
-        raise ConfigError(f"layout.roles has no {', '.join(missing)}; needed are {', '.join(config.roles)}")
+    config.layout.only(config.roles)
     check_batches(config)
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
@@ -156,7 +165,8 @@ def check(config: PPOConfig) -> None:
     reads_text = check_tokenizers(config, folders)
     contexts = [check_folder(folder) for role, folder in folders.items() if not (reads_text and role == "reward")]
     check_writes(folders["policy"], f"policy_model={config.policy_model}")
-    check_writes(folders["reference"], f"reference_model={config.reference_model}")
+    if config.reference_model:
+        check_writes(folders["reference"], f"reference_model={config.reference_model}")
     if config.reward_model:
         check_scores(folders["reward"], f"reward_model={config.reward_model}")
     if config.rollout.max_model_len:
@@ -243,29 +253,39 @@ def plan(config: PPOConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
     from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
 
-    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in _folders(config).items()})
+    folders = {role: model_folder(path) for role, path in _folders(config).items()}
+    sizes = adapter_sizes(config, {role: tensor_shapes(folder) for role, folder in folders.items()})
+    return plan_for(config, {role: parameters_in(folder) for role, folder in folders.items()}, sizes)
 
 
-def plan_for(config: PPOConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
-    """The plan for models of these sizes, by role."""
+def adapter_sizes(config: PPOConfig, shapes: Mapping[str, Shapes], prefix: str = "") -> dict[str, int | None]:
+    """Parameters of policy's and critic's adapters on models with weights of these shapes, by role; ConfigError,
+    which names its keys with `prefix`, where one has not the layers."""
+    from rayrlhf.models.targets import adapter_size
+
+    updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
+    return {role: adapter_size(update.peft, shapes[role], f"{prefix}{role}.peft") for role, update in updates.items()}
+
+
+def plan_for(config: PPOConfig, num_parameters: dict[str, int], num_adapter: dict[str, int | None]) -> list[RolePlan]:
+    """The plan for models and adapters of these sizes, by role."""
     from cluster import layout, memory
 
     stages = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}
     needs = {
         role: memory.estimate(
-            role, count, config.layout.roles[role].ranks, stages.get(role, 0), config.rollout.kv_cache_gib
+            role,
+            count,
+            config.layout.roles[role].ranks,
+            stages.get(role, 0),
+            config.rollout.kv_cache_gib,
+            num_adapter.get(role),
         )
         for role, count in num_parameters.items()
     }
-    return layout.plan(_layout(config), needs)
-
-
-def _layout(config: PPOConfig) -> LayoutConfig:
-    """The layout of the roles that have actors."""
-    roles = {name: role for name, role in config.layout.roles.items() if name in config.roles}
-    pools = {role.pool: config.layout.pools[role.pool] for role in roles.values()}
-    return LayoutConfig(base=None, pools=pools, roles=roles)
+    return layout.plan(config.layout.only(config.roles), needs)
 
 
 def run(config: PPOConfig) -> str:
@@ -289,17 +309,17 @@ async def _run(config: PPOConfig) -> str:
 
     console, root = Console(), config.run.stage("ppo")
     describe, made_from = config.model_dump(mode="json"), parents(config)
-    found = claim(root, describe, made_from)
+    found = claim(root, config, made_from)
     done = found.stage.manifest["step"] if found.stage else -1
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     originals = Originals()
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
-    placement = Placement.reserve(_layout(config), config.start_deadline_s, say=console.print)
+    placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
+    texts = _texts(config, tokenizer, max(done, 0))
     try:
-        texts = _texts(config, tokenizer, max(done, 0))
         roles = await _start(config, placement, groups, stopwatch, texts, originals)
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
@@ -328,9 +348,11 @@ async def _run(config: PPOConfig) -> str:
             group.stop()
         placement.release()
         log.close()
+        if texts is not None:
+            texts.close()
 
 
-def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Iterator[TextBatch] | None:
+def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Generator[TextBatch] | None:
     """The batches of a pretraining mix from RL step `done` + 1 on."""
     from rayrlhf.data.prompt_stream import text_batches
 
@@ -345,7 +367,7 @@ async def _start(
     placement: Placement,
     groups: dict[str, Any],
     stopwatch: Any,
-    texts: Iterator[TextBatch] | None,
+    texts: Generator[TextBatch] | None,
     originals: Originals,
 ) -> Roles:
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
@@ -354,7 +376,7 @@ async def _start(
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
-    from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
+    from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix
     from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
@@ -388,12 +410,13 @@ async def _start(
     if algorithm.has_critic:
         make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
     frozen = {"forward_tokens": config.policy.forward_tokens}
-    make(
-        group.ReferenceGroup,
-        "reference",
-        reference.ReferenceReplica,
-        frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
-    )
+    if not config.is_own_reference:
+        make(
+            group.ReferenceGroup,
+            "reference",
+            reference.ReferenceReplica,
+            frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
+        )
     make(
         group.RewardGroup,
         "reward",
@@ -405,7 +428,7 @@ async def _start(
     )
     await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])
-    parts: dict[str, Any] = {"critic": NoCritic()} | groups
+    parts: dict[str, Any] = {"critic": NoCritic(), "reference": AdapterOff(groups["policy"])} | groups
     if config.algorithm.critic_warmup_steps:
         parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
     if config.reward_model:
@@ -422,9 +445,10 @@ def _folders(config: PPOConfig) -> dict[str, str]:
     folders = {
         "policy": config.policy_model,
         "rollout": config.policy_model,
-        "reference": config.reference_model or config.policy_model,
         "reward": config.reward_model or config.policy_model,
     }
+    if not config.is_own_reference:
+        folders["reference"] = config.reference_model or config.policy_model
     if config.algorithm.has_critic:
         folders["critic"] = config.critic_model or folders["reward"]
     return folders

@@ -77,7 +77,7 @@ def run(config: PrepareConfig) -> str:
     from rayrlhf.lineage import claim
 
     root, describe, made_from = config.run.stage(KIND), config.model_dump(mode="json"), parents(config)
-    claim(root, describe, made_from)
+    claim(root, config, made_from)
     writer = StageWriter(root, step=0)
     metrics = _write(config, writer.model_dir, writer.state_dir)
     return writer.finish(KIND, describe, made_from, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rayrlhf.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
+    from rayrlhf.models.targets import Shapes
 
 KIND = "pretrain"
 ROWS = "text"
@@ -54,14 +56,18 @@ def check(config: PretrainConfig) -> None:
 
 def plan(config: PretrainConfig) -> list[RolePlan]:
     """The Ray Train workers."""
-    from cluster.memory import parameters_in
     from jobs.supervised import worker_plan
+
+    return worker_plan(KIND, config.train, sum(map(math.prod, shapes(config).values())))
+
+
+def shapes(config: PretrainConfig) -> Shapes:
+    """The weights of the model to come, or to be continued."""
     from rayrlhf.models.causal_lm import vocabulary_size
+    from rayrlhf.models.headers import tensor_shapes
 
     folder = _folder(config)
-    if config.model.from_folder:
-        return worker_plan(KIND, config.train, parameters_in(folder))
-    return worker_plan(KIND, config.train, config.model.num_parameters(vocabulary_size(folder)))
+    return tensor_shapes(folder) if config.model.from_folder else config.model.shapes(vocabulary_size(folder))
 
 
 def run(config: PretrainConfig) -> str:
@@ -75,7 +81,7 @@ def run(config: PretrainConfig) -> str:
         config.data,
         config.train,
         _folder(config),
-        config.model_dump(mode="json"),
+        config,
         parents(config),
         new=None if config.model.from_folder else config.model,
     )

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
+from rayrlhf.errors import ConfigError
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.config import TrainConfig
 from rayrlhf.training.job import LOSS_ONLY
@@ -22,6 +24,9 @@ class FineTuneConfig(Section):
     run: RunConfig = Field(description="which run this is")
     model: str = Field(description="the model to start from: a stage directory or a Hugging Face folder")
     data: DataConfig = Field(description="the rows")
+    peft: PeftConfig | None = Field(
+        default=None, description="train an adapter (and a reward model's head); null: all weights"
+    )
     train: TrainConfig = Field(default=TrainConfig(), description="how it is trained")
 
 
@@ -66,23 +71,48 @@ class FineTuning:
         context = check_folder(model_folder(config.model))
         metrics, num_texts = self.validated(config), self.num_texts(config)
         job.check(self.form(config), config.data, config.train, context, metrics, num_texts)
+        self.plan(config)  # finds the layers of an adapter
+        if config.peft is not None and not config.peft.is_mergeable:
+            self.check_virtual_tokens(config.peft, config.data.max_tokens, context)
+            if config.train.packing:
+                raise ConfigError(
+                    f"train.packing=true has no place for the virtual tokens of peft.kind={config.peft.kind}, which "
+                    "stand before each row: set it to false"
+                )
+
+    def check_virtual_tokens(self, peft: PeftConfig, max_tokens: int, context: int) -> None:
+        """They serve this stage, and there is room for them; ConfigError otherwise."""
+        if self.kind != "sft":
+            raise ConfigError(
+                f"peft.kind={peft.kind} is for SFT only: its virtual tokens cannot be merged into weights, which are "
+                "all that later stages, vLLM and the server read, and fresh ones change the model, so that training "
+                "would not start at its reference. Set peft.kind=lora or ia3"
+            )
+        if max_tokens + peft.num_virtual_tokens > context:
+            raise ConfigError(
+                f"data.max_tokens={max_tokens} and peft.num_virtual_tokens={peft.num_virtual_tokens} are together more "
+                f"than the model's context of {context} tokens: lower one of them"
+            )
 
     def plan(self, config: FineTuneConfig) -> list[RolePlan]:
         """The Ray Train workers."""
         from cluster.memory import parameters_in
         from rayrlhf.checkpoint import model_folder
+        from rayrlhf.models.headers import tensor_shapes
+        from rayrlhf.models.targets import adapter_size
 
-        return worker_plan(self.kind, config.train, parameters_in(model_folder(config.model)))
+        folder = model_folder(config.model)
+        adapter = adapter_size(config.peft, tensor_shapes(folder))
+        return worker_plan(self.kind, config.train, parameters_in(folder), adapter)
 
     def run(self, config: FineTuneConfig) -> str:
         """Train; returns the finished stage directory.  Ray is connected."""
         from rayrlhf.checkpoint import model_folder
         from rayrlhf.training.launcher import fit
 
-        describe, parents = config.model_dump(mode="json"), self.parents(config)
-        folder, more = model_folder(config.model), self.options(config)
-        rows = self.form(config)
-        return fit(self.kind, rows, config.run, config.data, config.train, folder, describe, parents, **more)
+        parents, folder, rows = self.parents(config), model_folder(config.model), self.form(config)
+        more = self.options(config) | {"peft": config.peft}
+        return fit(self.kind, rows, config.run, config.data, config.train, folder, config, parents, **more)
 
     def options(self, config: Any) -> dict[str, Any]:
         """Further arguments of `fit`: a loss of its own, its reference."""
@@ -110,11 +140,13 @@ class PreferenceTuning(FineTuning):
         return {"reference": model_folder(config.reference or config.model)}
 
 
-def worker_plan(name: str, train: TrainConfig, num_parameters: int) -> list[RolePlan]:
-    """One role of `train.num_workers` equal Ray Train workers that train `num_parameters` parameters."""
+def worker_plan(name: str, train: TrainConfig, num_parameters: int, num_adapter: int | None = None) -> list[RolePlan]:
+    """One role of `train.num_workers` equal Ray Train workers that train `num_parameters` parameters, or
+    only an adapter of `num_adapter` beside them."""
     from cluster import layout
     from cluster.memory import estimate
 
-    memory = estimate("policy", num_parameters, train.num_workers, train.engine.zero_stage)
+    stage = train.engine.zero_stage
+    memory = estimate("policy", num_parameters, train.num_workers, stage, num_adapter=num_adapter)
     cpus, gpus, threads = train.cpus_per_worker, train.gpus_per_worker, train.threads_per_worker
     return [layout.worker_plan(name, train.num_workers, cpus, gpus, memory, threads)]

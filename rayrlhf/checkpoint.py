@@ -27,6 +27,7 @@ from typing import Any
 import fsspec
 
 from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.models.peft_config import VIRTUAL
 
 MANIFEST = "stage.json"
 _HASHED_BYTES = 256 * 2**20
@@ -177,8 +178,12 @@ def find_stage(path: str, kind: str | None = None) -> StageDir:
     return StageDir(where, manifest)
 
 
-def model_folder(path: str) -> str:
-    """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself."""
+def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:
+    """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself.
+
+    Raises ModelError for none, and for a stage whose model is nothing without its virtual tokens unless
+    `takes_virtual_tokens`; CheckpointError as `find_stage`, and for an unfinished stage.
+    """
     if path.startswith("hf://"):
         raise ModelError(f"{path}: models of a hub are not fetched; download it (hf download NAME) and give the folder")
     try:
@@ -207,7 +212,27 @@ def model_folder(path: str) -> str:
             f"{path} is not finished: its newest checkpoint is of step {stage.manifest['step']}. Run the stage again, "
             f"it goes on from there; or name that checkpoint itself, {path}/{posixpath.basename(stage.path)}"
         )
+    kind = _peft_kind(stage)
+    if kind in VIRTUAL and not takes_virtual_tokens:
+        raise ModelError(
+            f"{path} was trained with peft.kind={kind}: its virtual tokens are no part of the weights, which are what "
+            "later stages, vLLM and the server read. `rayrlhf generate` and peft's PeftModel.from_pretrained("
+            "'.../model', '.../adapter') use them; for later stages train it with peft.kind=lora or ia3"
+        )
     return stage.model_dir
+
+
+def virtual_tokens(path: str) -> str | None:
+    """The folder of the tuned prompt or prefix that belongs to the model of stage `path`; None without one."""
+    try:
+        stage = find_stage(path)
+    except CheckpointError:
+        return None  # a Hugging Face folder
+    return os.path.join(stage.path, "adapter") if _peft_kind(stage) in VIRTUAL else None
+
+
+def _peft_kind(stage: StageDir) -> str | None:
+    return (stage.manifest["config"].get("peft") or {}).get("kind")
 
 
 def stage_hash(path: str) -> str:

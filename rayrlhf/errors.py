@@ -29,6 +29,10 @@ class CheckpointError(UserError):
     """A stage directory is missing, torn, or of another kind than asked for."""
 
 
+class DivergenceError(UserError):
+    """Optimizer steps had to be skipped again and again; the message is a report of them."""
+
+
 class ResourceError(UserError):
     """More resources are asked than the cluster has."""
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import fsspec
+from pydantic import ValidationError
 
 from rayrlhf.checkpoint import StageDir, find_stage, stage_hash
+from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
 
-# How long to wait and what to keep: after an error that says to raise a deadline, the run still resumes.
-NO_INPUTS = ("when_changed", "call_deadline_s", "start_deadline_s", "save_every", "keep")
+# How long to wait, what to keep, when to give up: after an error that says to raise one, the run still resumes.
+NO_INPUTS = ("when_changed", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,12 @@ class Standing:
     differences: tuple[str, ...] = ()
 
 
-def standing(root: str, config: dict[str, Any], parents: dict[str, str]) -> Standing:
-    """Compare the newest step of the stage at `root` with a resolved config and its parents' hashes."""
+def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
+    """Compare the newest step of the stage at `root` with a configuration and its parents' hashes.
+
+    A key that this version has and the one which made the stage had not counts as its default there, so
+    that a run outlives an update.
+    """
     filesystem, where = fsspec.core.url_to_fs(root)
     if not filesystem.exists(f"{where}/latest"):
         return Standing("absent", None)
@@ -33,7 +39,8 @@ def standing(root: str, config: dict[str, Any], parents: dict[str, str]) -> Stan
     except CheckpointError as error:
         return Standing("changed", None, (f"it cannot be read: {error}",))
     known = {role: parent["hash"] for role, parent in stage.manifest["parents"].items()}
-    differences = _differences("", _inputs(stage.manifest["config"]), _inputs(config))
+    before, now = _completed(type(config), stage.manifest["config"]), config.model_dump(mode="json")
+    differences = _differences("", _inputs(before), _inputs(now))
     for role, path in parents.items():
         if known.get(role) != stage_hash(path):
             differences.append(f"parent {role}: {path} is another one now")
@@ -42,19 +49,19 @@ def standing(root: str, config: dict[str, Any], parents: dict[str, str]) -> Stan
     return Standing("finished" if stage.manifest["is_final"] else "unfinished", stage)
 
 
-def check(root: str, config: dict[str, Any], parents: dict[str, str]) -> Standing:
+def check(root: str, config: Any, parents: dict[str, str]) -> Standing:
     """What a stage that is about to be made finds at `root`.
 
     Raises CheckpointError, with the differences, for a stage of other inputs unless
-    `config["run"]["when_changed"]` is replace.
+    `config.run.when_changed` is replace.
     """
     found = standing(root, config, parents)
-    if found.state == "changed" and config["run"]["when_changed"] == "refuse":
+    if found.state == "changed" and config.run.when_changed == "refuse":
         raise _refusal(root, found)
     return found
 
 
-def claim(root: str, config: dict[str, Any], parents: dict[str, str]) -> Standing:
+def claim(root: str, config: Any, parents: dict[str, str]) -> Standing:
     """`check`, and remove a stage of other inputs: absent, finished or unfinished is left."""
     found = check(root, config, parents)
     if found.state != "changed":
@@ -78,6 +85,15 @@ def _refusal(root: str, found: Standing) -> CheckpointError:
         f"{root} was made from other inputs:\n  {listed}{more}\n"
         "Give the run another run.name, or let it be replaced with run.when_changed=replace."
     )
+
+
+def _completed(cls: type[Section], config: dict[str, Any]) -> dict[str, Any]:
+    """A stage's `config` with the keys that have come since at their defaults; as it is where this version
+    does not take it."""
+    try:
+        return cls.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def _inputs(config: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,16 @@ class _Around:
         await self.policy.load(directory)
 
 
+class AdapterOff:
+    """`roles.Reference` by the policy's own actors, with its adapter off: no second copy of the model."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        return await self.policy.reference_logprobs(rollouts)
+
+
 class CriticWarmup(_Around):
     """Does not learn in the first `steps` RL steps: the critic, whose head is new or was a reward
     model's, learns alone to predict what the unchanged policy earns."""

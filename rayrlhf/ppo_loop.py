@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ class PPOLoop:
 
     ppo: PPO
     config: LoopConfig
-    prompts: Callable[[int], Iterator[Prompts]]
+    prompts: Callable[[int], Generator[Prompts]]
     evaluator: Evaluator
     log: MetricsLog
     stopwatch: Stopwatch
@@ -99,13 +100,22 @@ class PPOLoop:
 
     async def run(self, resume: bool) -> str:
         """All remaining steps; returns the last step's stage directory."""
-        config, started = self.config, time.time()
+        started = time.time()
         done, best, before = await self._load() if resume else (0, float("-inf"), 0.0)
         path = f"{self.stage_root}/step_{done:06d}"
         if not done:
             await self.ppo.roles.publisher.publish(0)
             self.log.log(0, await self._evaluate(0))
-        batches = iter(self.prompts(done))
+        batches = self.prompts(done)
+        try:
+            return await self._steps(batches, done, best, started - before, path)
+        finally:
+            with suppress(ValueError):  # where a thread is reading from it still, it ends with the process
+                batches.close()
+
+    async def _steps(self, batches: Generator[Prompts], done: int, best: float, began_s: float, path: str) -> str:
+        """The steps after `done`; `began_s` is when the run began, earlier attempts counted."""
+        config = self.config
         for step in range(done + 1, config.steps + 1):
             began = time.perf_counter()
             self.stopwatch.take()
@@ -121,7 +131,7 @@ class PPOLoop:
             is_best = is_evaluated and self._beats(metrics, best)
             best = metrics[config.best] if is_best else best
             if is_best or step % config.save_every == 0 or step == config.steps:
-                path = await self._save(step, metrics, best, is_best, before + time.time() - started)
+                path = await self._save(step, metrics, best, is_best, time.time() - began_s)
         return path
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:

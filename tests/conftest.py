@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,6 +23,10 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
 )
+
+# Generated examples are the same in every run, and no slow moment of the machine fails one.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 ROOT = str(Path(__file__).parents[1])
 KINDS = ("llama", "qwen3", "gpt2")

@@ -11,6 +11,7 @@ from pyarrow import dataset
 FILES = {
     "sft.jsonl": "prompt_completion/train",
     "pairs.jsonl": "preference/train",
+    "labelled.jsonl": "labelled/train",
     "prompts.jsonl": "prompts/train",
     "held_out.jsonl": "prompts/validation",
 }

@@ -21,6 +21,7 @@ HOMES = {
     "deepspeed": {"rayrlhf/training/engine.py"},
     "ray.train": {"rayrlhf/training/launcher.py", "rayrlhf/training/supervised.py"},
     "ray.serve": {"jobs/serve.py"},
+    "peft": {"rayrlhf/models/adapters.py"},
 }
 
 

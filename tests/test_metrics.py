@@ -49,3 +49,5 @@ def test_the_console_line_is_short():
         {"objective/kl": "kl", "optim/lr": "lr", "x": "x"},
     )
     assert line == "ppo  3/80  kl 12.35  lr 1.00e-04"
+    strange = {"a": math.nan, "b": -math.inf, "c": 2.0}
+    assert console_line("x", 1, 1, strange, {name: name for name in strange}) == "x 1/1  a nan  b -inf  c 2"

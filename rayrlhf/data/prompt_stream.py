@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,12 +64,13 @@ def training_prompts(
     skip: int = 0,
     group_size: int = 1,
     originals: Originals | None = None,
-) -> Iterator[Prompts]:
+) -> Generator[Prompts]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
     each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
     Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch is held
-    here; `originals` learns of each as it comes.  Raises DataError when no prompt is within `config.max_tokens`.
+    here, and `originals` learns of each as it comes; close it where it is left before its end.  Raises DataError
+    when no prompt is within `config.max_tokens`.
     """
     rows = encoded(
         read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long
@@ -78,7 +80,7 @@ def training_prompts(
         raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
     epochs = -(-num_batches * batch_size // group_size // count)
     stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size, originals)
-    return itertools.islice(stream, skip, num_batches)
+    return _part(stream, skip, num_batches)
 
 
 def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: Originals | None = None) -> Prompts:
@@ -107,7 +109,7 @@ def pad(ids: list[list[int]], first_index: int, pad_id: int) -> Prompts:
 
 def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
-) -> Iterator[TextBatch]:
+) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
     rows = encoded(read(config.train, config.format, "text"), "text", tokenizer, config.max_tokens, config.too_long)
     count = rows.count()
@@ -124,6 +126,11 @@ def text_batches(
         yield TextBatch(tokens, lengths, mask)
 
 
+def _part(stream: Generator[Prompts], first: int, last: int) -> Generator[Prompts]:
+    with closing(stream):
+        yield from itertools.islice(stream, first, last)
+
+
 def _batches(
     rows: Dataset,
     batch_size: int,
@@ -131,7 +138,7 @@ def _batches(
     group_size: int = 1,
     originals: Originals | None = None,
     is_held_out: bool = False,
-) -> Iterator[Prompts]:
+) -> Generator[Prompts]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stream: Any = rows.iter_batches(batch_size=batch_size // group_size, batch_format="pyarrow", drop_last=True)
     for number, batch in enumerate(stream):

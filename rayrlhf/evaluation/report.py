@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHARTS = {
     "Loss": ("loss", "loss/*", "*/loss"),
     "Accuracy": ("*accurac*",),
+    "Rewards of chosen and rejected": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
     "Reward": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward", "eval/score"),
     "KL to the reference, nats a sequence": ("objective/kl", "eval/kl"),
     "Gold score (never trained on)": ("eval/gold", "eval/gold_positive_share"),

@@ -1,5 +1,7 @@
 """The shape of a model that is trained from scratch."""
 
+import math
+
 from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
@@ -45,6 +47,23 @@ class ModelConfig(Section):
 
     def num_parameters(self, vocabulary: int) -> int:
         """Parameters of the fresh model with this vocabulary."""
-        attention = 2 * self.hidden * (self.hidden + self.hidden // self.heads * self.kv_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.layers * layer + self.hidden + vocabulary * self.hidden * (1 if self.tied else 2)
+        return sum(math.prod(shape) for shape in self.shapes(vocabulary).values())
+
+    def shapes(self, vocabulary: int) -> dict[str, tuple[int, ...]]:
+        """The fresh model's weights by name, with this vocabulary."""
+        hidden, wide, keys = self.hidden, self.intermediate, self.hidden // self.heads * self.kv_heads
+        block: dict[str, tuple[int, ...]] = {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (wide, hidden),
+            "mlp.up_proj": (wide, hidden),
+            "mlp.down_proj": (hidden, wide),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
+        shapes = {f"model.layers.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
+        shapes |= {"model.norm": (hidden,), "model.embed_tokens": (vocabulary, hidden)}
+        shapes |= {} if self.tied else {"lm_head": (vocabulary, hidden)}
+        return {f"{name}.weight": shape for name, shape in shapes.items()}

@@ -3,13 +3,44 @@
 No attention mask is passed.  Causal attention over right-padded rows never lets a real token see
 padding, so real positions are exact whatever the pad token is (pad == eos included), positions
 are 0, 1, 2, ..., and the attention kernel takes its fast causal path.
+
+A model that packs (`use_packing`) computes the same without the padding: the rows stand one after the
+other, positions start anew with each, and from them transformers makes attention block-diagonal.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_PACKS = "packs_rows"  # an attribute of the model, read by every pass
+
+
+def use_packing(model: Any) -> None:
+    """From now on passes through `model` leave padding out."""
+    setattr(model, _PACKS, True)
+
+
+def packs(model: Any) -> bool:
+    """Whether passes through `model` leave padding out."""
+    return bool(getattr(model, _PACKS, False))
+
+
+def _states(model: Any, body: Any, name: str, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T, ...]: what `body` computes of each token, the output `name`."""
+    if not packs(model) or not len(tokens):
+        rows = _rows_or_one(tokens)
+        states = getattr(body(input_ids=rows, use_cache=False), name)
+        # a tuned prompt's virtual tokens have states too, before the text's
+        return states[: len(tokens), states.shape[1] - rows.shape[1] :]
+    columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    real = columns < lengths[:, None]
+    flat = getattr(body(input_ids=tokens[real][None], position_ids=columns[real][None], use_cache=False), name)[0]
+    padded = flat.new_zeros((*tokens.shape, flat.shape[-1]))
+    padded[real] = flat
+    return padded
 
 
 def _rows_or_one(tokens: Tensor) -> Tensor:
@@ -28,16 +59,13 @@ def causal_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     then empty but still attached to every parameter.
     """
     _check(tokens, lengths)
-    logits = model(input_ids=_rows_or_one(tokens), use_cache=False).logits
-    return logits[: tokens.shape[0]]
+    return _states(model, model, "logits", tokens, lengths)
 
 
 def last_hidden(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Hidden states [B, T, D] after the last norm, of the model under its head; B may be 0."""
     _check(tokens, lengths)
-    base = getattr(model, model.base_model_prefix)
-    hidden = base(input_ids=_rows_or_one(tokens), use_cache=False).last_hidden_state
-    return hidden[: tokens.shape[0]]
+    return _states(model, getattr(model, model.base_model_prefix), "last_hidden_state", tokens, lengths)
 
 
 def _check(tokens: Tensor, lengths: Tensor) -> None:

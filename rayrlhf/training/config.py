@@ -7,6 +7,27 @@ from pydantic import Field, model_validator
 from rayrlhf.config import Section
 
 
+class GuardConfig(Section):
+    """Optimizer steps that are not taken: loss or gradient norm not finite, or above a running bound."""
+
+    bound: float | None = Field(
+        default=None,
+        gt=0,
+        description="skip a step whose loss or gradient norm is more than this many (robust) standard deviations above "
+        "the median of the last steps; null: only what is not finite is skipped",
+    )
+    window: int = Field(default=64, ge=2, description="steps that the bound is made of; there is none before")
+    max_skips: int = Field(
+        default=3, ge=1, description="steps skipped in a row that make a supervised stage roll back, and PPO stop"
+    )
+
+    @model_validator(mode="after")
+    def _window_needs_a_bound(self) -> "GuardConfig":
+        if self.bound is None and self.window != 64:
+            raise ValueError(f"guard.window={self.window} has no effect without guard.bound: set one, or leave it out")
+        return self
+
+
 class EngineConfig(Section):
     """The optimizer over DeepSpeed; the same for supervised stages, policy and critic."""
 
@@ -32,6 +53,7 @@ class EngineConfig(Section):
         default="float32", description="bf16: matrix products in bfloat16, weights and optimizer in float32"
     )
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
+    guard: GuardConfig = Field(default=GuardConfig(), description="steps that are skipped")
 
 
 class EarlyStopping(Section):
@@ -40,6 +62,25 @@ class EarlyStopping(Section):
     metric: str = Field(default="eval/loss", description="a metric of the validation")
     goal: Literal["min", "max"] = Field(default="min", description="whether less or more of it is better")
     patience: int = Field(default=3, ge=1, description="validations without improvement before stopping")
+
+
+class RollbackConfig(Section):
+    """What a supervised stage does when steps are skipped in a row: back to the newest checkpoint (or the
+    start), on with the minibatches after the trouble (Chowdhery et al. 2022, PaLM, section 5.1)."""
+
+    max_rollbacks: int = Field(
+        default=2, ge=0, description="rollbacks of a stage; the next one is a stop with a report"
+    )
+    lr_factor: float = Field(default=0.5, gt=0, le=1, description="every rollback multiplies the learning rate by this")
+    skip_minibatches: int = Field(
+        default=0, ge=0, description="minibatches left out after a rollback, beside those since the checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _needs_a_rollback(self) -> "RollbackConfig":
+        if not self.max_rollbacks and (self.lr_factor != 0.5 or self.skip_minibatches):
+            raise ValueError("rollback.lr_factor and rollback.skip_minibatches have no effect with max_rollbacks=0")
+        return self
 
 
 class TrainConfig(Section):
@@ -53,6 +94,11 @@ class TrainConfig(Section):
     microbatch_tokens: int = Field(
         default=4096, ge=1, description="most tokens, padding included, of one forward pass of one worker"
     )
+    packing: bool = Field(
+        default=False,
+        description="no padding: the rows of a forward pass stand one after the other, each seeing only itself; the "
+        "same numbers, for rows of unlike lengths and attention kernels that skip what is masked",
+    )
     epochs: int = Field(default=1, ge=1, description="passes over the training rows")
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many optimizer steps")
     validate_every: int = Field(
@@ -65,6 +111,7 @@ class TrainConfig(Section):
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
     engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
+    rollback: RollbackConfig = Field(default=RollbackConfig(), description="when steps are skipped in a row")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":

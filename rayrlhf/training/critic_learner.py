@@ -9,6 +9,7 @@ from rayrlhf.algorithms.alignment import shift_right
 from rayrlhf.algorithms.masking import masked_mean
 from rayrlhf.algorithms.ppo_loss import value_loss
 from rayrlhf.batches import CriticBatch, Rollouts, Values
+from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.causal_lm import load_tokenizer
 from rayrlhf.models.scalar import load_scalar, position_scores
 from rayrlhf.roles import Metrics
@@ -29,7 +30,7 @@ class CriticLearner(Learner):
         """`folder`: a sequence-classification checkpoint with one output, or a causal LM (fresh head,
         drawn by `seed`).  `total_steps`: optimizer steps of the run.  Raises ModelError."""
         seed_all(seed)
-        engine = Engine(load_scalar(folder), config.engine, total_steps)
+        engine = Engine(with_adapter(load_scalar(folder), config.peft), config.engine, total_steps)
         super().__init__(engine, load_tokenizer(folder), config, seed)
         self.config = config
 

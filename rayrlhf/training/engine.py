@@ -12,6 +12,7 @@ import math
 import os
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,13 +21,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rayrlhf.errors import CheckpointError, RayRLHFError
-from rayrlhf.training import distributed
+from rayrlhf.algorithms.spike_guard import SpikeGuard
+from rayrlhf.errors import CheckpointError
+from rayrlhf.models import adapters
+from rayrlhf.training import distributed, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor
 
 LossFn = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 _TAG = "engine"
+_LOSS, _NORM = "engine/loss", "engine/squared_norm"  # reduced with the caller's stats
 
 
 class _Root(nn.Module):
@@ -48,10 +52,18 @@ class Engine:
 
     torch.distributed must be initialised (`distributed.init`, or Ray Train); nccl trains on the
     current CUDA device, gloo on CPU.  `total_steps` is where the cosine ends.
+
+    `step` counts updates, and the schedule goes by it: after a step that the guard skipped, weights,
+    optimizer, gradients and learning rate are those of a run that never saw that minibatch (the random
+    numbers that its dropout drew are spent).
     """
 
     def __init__(self, model: Any, config: EngineConfig, total_steps: int) -> None:
         self.config, self.total_steps, self.step = config, total_steps, 0
+        self.lr_scale = 1.0  # on top of the schedule
+        self.guard = SpikeGuard(config.guard.bound, config.guard.window)
+        self.problem = ""  # why the last optimizer step was skipped
+        self.recent = deque[str](maxlen=config.guard.max_skips + 4)  # the last optimizer steps, for a report
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = distributed.device()
         deepspeed = _import_deepspeed(self.device)
@@ -60,19 +72,23 @@ class Engine:
             model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size)
         )
         self.module: Any = root.model
+        if config.zero_stage == 3:
+            for layer, parameter in adapters.borrowed_parameters(self.module):
+                deepspeed.zero.register_external_parameter(layer, parameter)
         self.module.train()
 
-    def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn) -> dict[str, float]:
-        """One optimizer step.
+    def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn, name: str = "") -> dict[str, float]:
+        """One optimizer step, unless the guard finds that it must be skipped: `problem` then says why.
 
         `loss_fn(microbatch) -> (loss, stats)` runs the forward through `engine.module`; its loss is
         this microbatch's share of the minibatch loss.  Every rank must give as many microbatches.
+        `name` is what a report calls this minibatch.
         Returns the stats (every rank must have the same names) summed over microbatches and ranks,
-        a name ending in `_max` as the maximum; plus `optim/grad_norm` (before clipping) and
-        `optim/lr`.  Raises RayRLHFError when the gradient norm is not finite; weights are then
-        unchanged.
+        a name ending in `_max` as the maximum; plus `optim/grad_norm` (before clipping), `optim/lr` and
+        `optim/skipped_steps` (so far, of the whole run).
         """
         lr = self.config.lr * lr_factor(self.step, self.config.warmup_steps, self.total_steps, self.config.min_lr_ratio)
+        lr *= self.lr_scale
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
@@ -83,11 +99,18 @@ class Engine:
             with self._autocast():
                 loss = self._engine(microbatch, loss_fn, stats)
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
-            _add(totals, stats)
-        norm = self._apply()
-        self.step += 1
+            _add(totals, stats | {_LOSS: loss})
+        is_whole = self.config.zero_stage == 0  # on every rank, so that one counts
+        own = 0.0 if is_whole and self.rank else gradients.norm(self._engine, self.config.zero_stage)
+        totals[_NORM] = own**2
         reduced = distributed.sum_over_ranks(totals, self.device)
-        return reduced | {"optim/grad_norm": norm, "optim/lr": lr}
+        norm = self._apply_or_skip(reduced.pop(_LOSS), math.sqrt(reduced.pop(_NORM)), name)
+        return reduced | {"optim/grad_norm": norm, "optim/lr": lr, "optim/skipped_steps": float(self.guard.num_skipped)}
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether as many steps in a row were skipped as `config.guard.max_skips`."""
+        return self.guard.num_in_row >= self.config.guard.max_skips
 
     def evaluate(self, microbatches: Iterable[Any], stats_fn: Callable[[Any], dict[str, Any]]) -> dict[str, float]:
         """Sums of `stats_fn(microbatch)` over microbatches and ranks, without gradients."""
@@ -112,36 +135,41 @@ class Engine:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _apply(self) -> float:
-        """Take the optimizer step; returns the gradient norm before clipping."""
-        if self.config.zero_stage == 0:
-            # gradients are whole and reduced here, and DeepSpeed does not report their norm
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
-            self._require_finite(norm)
+    def _apply_or_skip(self, loss: float, norm: float, name: str) -> float:
+        """Update, or drop the gradients; both numbers are of the whole minibatch, so all ranks do the same.
+        Returns the gradient norm, to the bit the one that clipping divided by where there was an update."""
+        self.problem = self.guard.problem(loss, norm)
+        if self.problem:
+            gradients.drop(self._engine, self.config.zero_stage)
+        else:
             self._engine.step()
-            return norm
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        self._require_finite(norm if norm >= 0 else math.nan)  # -1 is DeepSpeed's mark for nan and inf
+            if self.config.zero_stage > 0:
+                norm = float(self._engine.get_global_grad_norm())
+            if not self._engine.was_step_applied():  # finite, but DeepSpeed's square of it in float32 was not
+                self.problem = f"the gradient norm is {norm}"
+        self.guard.record(loss, norm, is_taken=not self.problem)
+        lr = self._engine.optimizer.param_groups[0]["lr"]
+        outcome = f"skipped, as {self.problem}" if self.problem else "taken"
+        self.recent.append(f"{name}: loss {loss:.4g}, gradient norm {norm:.4g}, lr {lr:.3g}; {outcome}")
+        self.step += not self.problem
         return norm
 
-    def _require_finite(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            lr = self._engine.optimizer.param_groups[0]["lr"]
-            raise RayRLHFError(
-                f"the gradient norm of optimizer step {self.step} is {norm} (lr {lr:.3g}, precision "
-                f"{self.config.precision}, grad_clip {self.config.grad_clip}): the loss has diverged or the data hold "
-                "values that are not finite. Lower engine.lr, lengthen engine.warmup_steps, or use "
-                "engine.precision=float32"
-            )
+    def close(self) -> None:
+        """Let go of it: without this DeepSpeed's hooks hold weights and optimizer states for good (and at
+        ZeRO 3 its caches hold this rank's partitions even so)."""
+        self._engine.destroy()
 
     def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
         """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
-        and `extra`, the caller's own."""
+        and `extra`, the caller's own.  Frozen weights are not written (tied ones are): they are
+        those of the model's folder."""
         os.makedirs(directory, exist_ok=True)
         self._engine.save_checkpoint(
-            directory, tag=_TAG, client_state={"step": self.step, "extra": extra or {}}, save_latest=False
+            directory,
+            tag=_TAG,
+            client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
+            save_latest=False,
+            exclude_frozen_parameters=True,
         )
         rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.device.type == "cuda":
@@ -159,10 +187,13 @@ class Engine:
                 f"{directory} holds no engine state of rank {self.rank} of {self.world_size}: it was saved by another "
                 "number of ranks, or by none. Resume with the same number of ranks"
             )
-        path, client = self._engine.load_checkpoint(directory, tag=_TAG)
+        is_whole = not adapters.has_adapter(self.module)
+        path, client = self._engine.load_checkpoint(directory, tag=_TAG, load_module_strict=is_whole)
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
+        if "guard" in client:  # not in states of versions without one
+            self.guard.load_state_dict(client["guard"])
         rng = torch.load(self._rng_path(directory), weights_only=False)
         torch.set_rng_state(rng["torch"])
         random.setstate(rng["python"])
@@ -175,12 +206,15 @@ class Engine:
 
     def save_model(self, directory: str, tokenizer: Any, weights: dict[str, Tensor] | None = None) -> None:
         """Rank 0 writes the whole model as a Hugging Face folder, with `weights` in the place of its own
-        where given; every rank calls it."""
+        where given; every rank calls it.  An adapter is merged in if it can be, and written to `adapter/`
+        beside the folder."""
         from rayrlhf.models import causal_lm
 
         whole = self.whole_weights() if weights is None else weights
         if self.rank == 0:
-            causal_lm.save(self.module, tokenizer, directory, whole)
+            causal_lm.save(adapters.plain_model(self.module), tokenizer, directory, whole)
+        if adapters.has_adapter(self.module):
+            self._save_adapter(os.path.join(os.path.dirname(directory), "adapter"))
         dist.barrier()
 
     def whole_weights(self) -> dict[str, Tensor]:
@@ -190,30 +224,36 @@ class Engine:
             whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
         return whole
 
+    def _save_adapter(self, directory: str) -> None:
+        parameters = adapters.adapter_parameters(self.module)
+        with self._gathered(list(parameters.values())):
+            if self.rank == 0:
+                weights = {name: parameter.detach() for name, parameter in parameters.items()}
+                adapters.save_adapter(self.module, weights, directory)
+
     def weight_buckets(self, bucket_bytes: int) -> Iterator[dict[str, Tensor] | None]:
-        """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor.
+        """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor; an adapter is merged in.
 
         Rank 0 yields `{Hugging Face name: tensor}` (copies; tied weights once), the others None as
         many times: under ZeRO 3 a bucket is gathered from all ranks, so all must iterate to the end.
         """
-        for names in self._bucket_names(bucket_bytes):
-            parameters = [self.module.get_parameter(name) for name in names]
+        for weights in self._buckets(bucket_bytes):
+            # a layer's weight and bias are made of the same adapter
+            parameters = list(dict.fromkeys(p for weight in weights for p in weight.parameters))
             with self._gathered(parameters):
-                bucket = None
-                if self.rank == 0:
-                    pairs = zip(names, parameters, strict=True)
-                    bucket = {name: parameter.detach().clone() for name, parameter in pairs}
+                bucket = {weight.name: weight.whole() for weight in weights} if self.rank == 0 else None
             yield bucket
 
-    def _bucket_names(self, bucket_bytes: int) -> list[list[str]]:
-        buckets: list[list[str]] = []
+    def _buckets(self, bucket_bytes: int) -> list[list[adapters.Weight]]:
+        buckets: list[list[adapters.Weight]] = []
         room = 0
-        for name, parameter in self.module.named_parameters():
+        for weight in adapters.whole_weights(self.module):
+            parameter = weight.parameters[0]
             size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
             if not buckets or size > room:
                 buckets.append([])
                 room = bucket_bytes
-            buckets[-1].append(name)
+            buckets[-1].append(weight)
             room -= size
         return buckets
 
@@ -263,11 +303,12 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 def _optimizer(root: nn.Module, config: EngineConfig) -> torch.optim.Optimizer:
-    """Matrices and embeddings in one group with weight decay, vectors (biases, norms) in one without."""
-    parameters = [p for p in root.parameters() if p.requires_grad]
+    """Matrices and embeddings in one group with weight decay, vectors (biases, norms, IA3's factors, whose
+    neutral value is 1) in one without."""
+    parameters = [(p, p.dim() >= 2 and ".ia3_l." not in name) for name, p in root.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p, is_matrix in parameters if is_matrix], "weight_decay": config.weight_decay},
+        {"params": [p for p, is_matrix in parameters if not is_matrix], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":

@@ -13,6 +13,7 @@ from rayrlhf import lineage
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.config import TrainConfig
 from rayrlhf.training.job import MIN_DEMONSTRATIONS
@@ -34,22 +35,25 @@ def fit(
     data: DataConfig,
     train: TrainConfig,
     folder: str,
-    config: dict[str, Any],
+    config: Any,
     parents: dict[str, str],
     new: ModelConfig | None = None,
     loss: Loss | None = None,
     reference: str | None = None,
     derive: Callable[[Dataset], Dataset] | None = None,
+    peft: PeftConfig | None = None,
     demonstrations: tuple[str, int] | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
     A stage that was cut off goes on from its newest checkpoint; a finished one is returned.
 
-    `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None: the one
-    of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from the
-    encoded rows those that the loss takes; `demonstrations`: a path of prompt_completion rows and how many of them
-    are to have the mean score 0.  Rows stay in Ray's object store; the driver only counts them.
+    `config` is the job's own, for the record and to compare with what is there; `run`, `data` and `train` are
+    its parts.  `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None:
+    the one of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from
+    the encoded rows those that the loss takes; `peft`: an adapter to train in place of all weights;
+    `demonstrations`: a path of prompt_completion rows and how many of them are to have the mean score 0.  Rows
+    stay in Ray's object store; the driver only counts them.
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.models.causal_lm import load_tokenizer
@@ -82,11 +86,12 @@ def fit(
         folder=os.path.abspath(folder),
         new=new,
         total_steps=min(total, train.max_steps or total),
-        config=config,
+        config=config.model_dump(mode="json"),
         parents={role: absolute(path) for role, path in parents.items()},
         resume_from=found.stage.path if found.stage else None,
         started=started,
         is_terminal=sys.stdout.isatty(),
+        peft=peft,
     )
     print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
     return _run_workers(stage, rows)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from rayrlhf.batches import Rollouts
+from rayrlhf.errors import DivergenceError
 from rayrlhf.roles import Metrics
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.microbatches import microbatches
@@ -27,6 +29,14 @@ class Counts:
     tokens: int  # of responses
     sequences: int
     text_tokens: int = 0  # of a pretraining mix
+
+
+class OptimizerStep(NamedTuple):
+    """What became of one minibatch."""
+
+    num_tokens: int  # of responses
+    stats: Metrics  # over all ranks
+    is_skipped: bool  # by the guard: no update, and numbers that may not be finite
 
 
 # (piece of a minibatch, counts=counts of the minibatch)
@@ -52,26 +62,41 @@ class Learner:
         dist.all_reduce(out)
         return out.cpu()
 
-    def learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[tuple[int, Metrics]]:
+    def learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[OptimizerStep]:
         """All epochs and minibatches over the whole `batch`, of which this rank takes its share.
 
-        Returns (response tokens, statistics over all ranks) of each optimizer step.  Raises
-        RayRLHFError when the gradients are not finite.
+        Raises DivergenceError after `engine.guard.max_skips` skipped steps in a row.
         """
         config = self.update_config
-        steps: list[tuple[int, Metrics]] = []
+        steps: list[OptimizerStep] = []
         for epoch in range(config.epochs):
-            for rows in minibatches(len(batch), config.minibatch, self.seed, step, epoch):
+            for number, rows in enumerate(minibatches(len(batch), config.minibatch, self.seed, step, epoch)):
                 mini = batch.rows(rows)
                 more, num_text_tokens = self.also_learn(len(steps))
                 counts = Counts(int(mini.response_mask.sum()), len(mini), num_text_tokens)
                 # each forward and backward sees one piece, so only that one is on the device
                 pieces = chain(self.pieces(mini), more)
-                stats = self.engine.optimizer_step(pieces, partial(piece_loss, counts=counts))
-                steps.append((counts.tokens, stats))
-                if self.is_enough(steps[-1][1]):
+                name = f"RL step {step}, epoch {epoch + 1}, minibatch {number + 1}"
+                stats = self.engine.optimizer_step(pieces, partial(piece_loss, counts=counts), name)
+                steps.append(OptimizerStep(counts.tokens, stats, bool(self.engine.problem)))
+                if self.engine.is_stuck:
+                    raise DivergenceError(self._report())
+                if self.is_enough(stats):
                     return steps
         return steps
+
+    def _report(self) -> str:
+        config, guard, recent = self.engine.config, self.engine.guard, "\n  ".join(self.engine.recent)
+        prefix = f"{self.role}.engine"
+        return (
+            f"the {self.role}'s training diverged: {guard.num_in_row} optimizer steps in a row were skipped "
+            f"({guard.num_skipped} in the whole run). The last ones:\n  {recent}\n"
+            "None of the skipped ones is in the weights, and the run goes on from its newest checkpoint when it is "
+            f"started again, which helps after a fault of a machine. Else give another run.name a lower {prefix}.lr "
+            f"(now {config.lr:g}), a longer {prefix}.warmup_steps (now {config.warmup_steps}), "
+            f"{prefix}.precision=float32 (now {config.precision}) or, where healthy steps are taken for spikes, "
+            f"a higher {prefix}.guard.bound (now {config.guard.bound or 'null'})"
+        )
 
     def pieces(self, minibatch: Any) -> Iterator[Any]:
         """This rank's share of a minibatch, on its device, one forward and backward pass each."""
@@ -88,13 +113,18 @@ class Learner:
         """Whether the RL step's update ends after an optimizer step of these statistics."""
         return False
 
-    def averages(self, steps: list[tuple[int, Metrics]], names: dict[str, str]) -> Metrics:
-        """Means over optimizer steps, weighted by their response tokens, of the statistics in `names`
-        (engine's or algorithm's name -> metric's name); and the last learning rate."""
-        total = sum(num_tokens for num_tokens, _ in steps)
+    def averages(self, steps: list[OptimizerStep], names: dict[str, str]) -> Metrics:
+        """Means over the optimizer steps taken, weighted by their response tokens, of the statistics in `names`
+        (engine's or algorithm's name -> metric's name), NaN where all were skipped; the last learning rate, and
+        the skipped steps of the whole run."""
+        taken = [step for step in steps if not step.is_skipped]
+        total = sum(step.num_tokens for step in taken)
         names = names | {"optim/grad_norm": f"optim/{self.role}_grad_norm"}
-        means = {to: sum(n * stats[name] for n, stats in steps) / total for name, to in names.items()}
-        return means | {f"optim/{self.role}_lr": steps[-1][1]["optim/lr"]}
+        means = {to: math.nan for to in names.values()}
+        if taken:
+            means = {to: sum(n * stats[name] for n, stats, _ in taken) / total for name, to in names.items()}
+        last = steps[-1].stats
+        return means | {f"optim/{self.role}_{name}": last[f"optim/{name}"] for name in ("lr", "skipped_steps")}
 
     def save(self, model_directory: str, state_directory: str) -> None:
         """The model as a Hugging Face folder (by rank 0), the engine's state (by every rank)."""

@@ -13,8 +13,11 @@ from torch import LongTensor, Tensor
 from rayrlhf.errors import ConfigError
 
 
-def microbatches(lengths: Tensor | Sequence[int], token_budget: int, world_size: int, rank: int) -> list[LongTensor]:
-    """Row numbers of this rank's forward passes: rows of like length, padded tokens <= `token_budget`.
+def microbatches(
+    lengths: Tensor | Sequence[int], token_budget: int, world_size: int, rank: int, packed: bool = False
+) -> list[LongTensor]:
+    """Row numbers of this rank's forward passes: rows of like length, tokens <= `token_budget` with their
+    padding, or without it where rows are `packed`.
 
     `lengths` [B] are those of the whole minibatch, alike on every rank.  Every row goes to exactly
     one rank, passes have like costs, and every rank gets the same number of microbatches: a rank
@@ -29,29 +32,33 @@ def microbatches(lengths: Tensor | Sequence[int], token_budget: int, world_size:
             "(a preference pair counts both texts): raise microbatch_tokens or lower max_tokens"
         )
     order = sorted(range(len(sizes)), key=lambda row: (-sizes[row], row))
-    num_each = -(-len(_fill(order, sizes, token_budget)) // world_size)
+    num_each = -(-len(_fill(order, sizes, token_budget, packed)) // world_size)
     # as many passes of like cost: the smallest budget that still needs no more of them
     low, high = longest, token_budget
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(order, sizes, middle)) <= num_each * world_size:
+        if len(_fill(order, sizes, middle, packed)) <= num_each * world_size:
             high = middle
         else:
             low = middle + 1
-    passes = _fill(order, sizes, high)
+    passes = _fill(order, sizes, high, packed)
     mine = passes[rank::world_size]
     mine += [[]] * (num_each - len(mine))
     return [torch.tensor(rows, dtype=torch.long) for rows in mine]  # type: ignore[misc]
 
 
-def _fill(rows: list[int], sizes: list[int], token_budget: int) -> list[list[int]]:
-    """Rows, longest first, into as few bins as the budget allows."""
+def _fill(rows: list[int], sizes: list[int], token_budget: int, packed: bool) -> list[list[int]]:
+    """Rows, longest first, one after the other into bins of what the budget allows."""
     bins: list[list[int]] = []
+    used = 0
     for row in rows:
-        if bins and sizes[bins[-1][0]] * (len(bins[-1]) + 1) <= token_budget:
+        more = used + sizes[row] if packed else sizes[bins[-1][0]] * (len(bins[-1]) + 1) if bins else 0
+        if bins and more <= token_budget:
             bins[-1].append(row)
+            used += sizes[row]
         else:
             bins.append([row])
+            used = sizes[row]
     return bins
 
 

@@ -15,6 +15,7 @@ from rayrlhf.algorithms.loss_weights import importance_weights, token_weights
 from rayrlhf.algorithms.masking import masked_sum
 from rayrlhf.algorithms.ppo_loss import policy_loss
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
+from rayrlhf.models.adapters import adapter_off, with_adapter
 from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer
 from rayrlhf.models.forward import causal_logits
 from rayrlhf.roles import Metrics
@@ -55,7 +56,7 @@ class PolicyLearner(Learner):
         run (`config.optimizer_steps`).  `normaliser`, `normaliser_constant`: of the loss, resolved.
         `kl_kind`: of the KL in the loss, where an update asks for one.  Raises ModelError."""
         seed_all(seed)
-        engine = Engine(load_causal_lm(folder), config.engine, total_steps)
+        engine = Engine(with_adapter(load_causal_lm(folder), config.peft), config.engine, total_steps)
         super().__init__(engine, load_tokenizer(folder), config, seed)
         self.config, self.temperature, self.kl_kind = config, temperature, kl_kind
         self.normaliser, self.normaliser_constant = normaliser, normaliser_constant
@@ -68,6 +69,11 @@ class PolicyLearner(Learner):
         """log_softmax(logits / temperature) of each response token, f32 `[B, T]`, 0 elsewhere; the
         whole batch on every rank."""
         return self.forward(rollouts, lambda part: response_logprobs(self.engine.module, part, self.temperature))
+
+    def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
+        """`logprobs` of the model that training started from: the adapter of `config.peft` off."""
+        with adapter_off(self.engine.module):
+            return self.logprobs(rollouts)
 
     def update(
         self, batch: PolicyBatch, step: int, kl_coefficient: float = 0.0, texts: TextBatch | None = None
@@ -84,10 +90,11 @@ class PolicyLearner(Learner):
         if self.average is not None:
             self.average.update()
         metrics = self.averages(steps, _NAMES | self._more_names())
-        metrics["policy/first_ratio_max_dev"] = steps[0][1]["policy/ratio_dev_max"]
-        metrics["policy/optimizer_steps"] = float(len(steps))
+        metrics["policy/first_ratio_max_dev"] = steps[0].stats["policy/ratio_dev_max"]
+        metrics["policy/optimizer_steps"] = float(sum(not step.is_skipped for step in steps))
         metrics["policy/entropy_coefficient"] = self.entropy_control.coefficient
-        self.entropy_control.update(metrics["objective/entropy"])
+        if metrics["policy/optimizer_steps"]:
+            self.entropy_control.update(metrics["objective/entropy"])
         return metrics
 
     def _more_names(self) -> dict[str, str]:

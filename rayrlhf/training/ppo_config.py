@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.training.config import EngineConfig
 
 Normaliser = Literal["tokens", "sequence_mean", "constant"]  # rayrlhf.algorithms.loss_weights has their meaning
@@ -22,6 +23,26 @@ class UpdateConfig(Section):
     forward_tokens: int = Field(
         default=4096, ge=1, description="padded tokens of one forward pass without gradients, on each rank"
     )
+
+    peft: PeftConfig | None = Field(
+        default=None,
+        description="train an adapter (and the critic's head), merged into the weights where they are published or "
+        "saved; null: all weights",
+    )
+
+    @model_validator(mode="after")
+    def _adapter_for_rl(self) -> "UpdateConfig":
+        if self.peft is not None and not self.peft.is_mergeable:
+            raise ValueError(
+                f"peft.kind={self.peft.kind} cannot be merged into weights, which are what the rollout engines sample "
+                "from and what checkpoints hold: set lora or ia3"
+            )
+        if self.peft is not None and self.peft.dropout:
+            raise ValueError(
+                f"peft.dropout={self.peft.dropout}: in RL the ratio of the first minibatch is 1, and a value what the "
+                "advantages were made of, only without dropout: leave it out"
+            )
+        return self
 
     def optimizer_steps(self, rl_steps: int, rollout_batch: int) -> int:
         """Optimizer steps of a whole run: what the learning rate's schedule spans."""
@@ -100,6 +121,15 @@ class PolicyUpdateConfig(UpdateConfig):
     pretraining: PretrainingMixConfig | None = Field(default=None, description="PPO-ptx; null: none")
     entropy: EntropyConfig = Field(default_factory=EntropyConfig, description="the entropy bonus")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="optimizer and partitioning")
+
+    @model_validator(mode="after")
+    def _no_average_of_adapters(self) -> "PolicyUpdateConfig":
+        if self.peft is not None and self.ema_decay is not None:
+            raise ValueError(
+                f"ema_decay={self.ema_decay} averages whole weights; no adapter of the same rank gives their average, "
+                "so model/ and adapter/ would differ: leave one of ema_decay and peft out"
+            )
+        return self
 
 
 class CriticUpdateConfig(UpdateConfig):

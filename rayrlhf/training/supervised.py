@@ -7,6 +7,7 @@ run that was cut off goes on from its newest checkpoint by skipping the minibatc
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -21,12 +22,15 @@ import torch
 import torch.distributed as dist
 
 from rayrlhf.checkpoint import StageWriter, find_stage, make_final
-from rayrlhf.errors import ConfigError, DataError
+from rayrlhf.errors import ConfigError, DataError, DivergenceError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
+from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
+from rayrlhf.models.forward import use_packing
+from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
-from rayrlhf.training import distributed
+from rayrlhf.training import distributed, rollback
 from rayrlhf.training.config import EarlyStopping, TrainConfig
 from rayrlhf.training.demonstrations import HeadShift, head_shift
 from rayrlhf.training.engine import Engine
@@ -60,6 +64,7 @@ class Stage:
     resume_from: str | None  # step directory of the newest checkpoint
     started: float  # when the stage was called, for its seconds
     is_terminal: bool  # a progress bar in place of lines
+    peft: PeftConfig | None = None  # an adapter in place of all weights
 
 
 class Supervised:
@@ -67,44 +72,96 @@ class Supervised:
 
     def __init__(self, stage: Stage) -> None:
         torch.set_num_threads(stage.train.threads_per_worker)
-        distributed.seed_all(stage.run.seed)
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
-        model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
-        self.engine = Engine(model, stage.train.engine, stage.total_steps)
-        self.progress = _Progress()
         self.demonstrations: Sequence[Row] = ()
-        self.seconds_before = 0.0
-        if stage.resume_from:
-            self._load(stage.resume_from)
+        self.newest = stage.resume_from  # step directory of the newest checkpoint
+        self.seconds_before = self._start()
+
+    def _start(self) -> float:
+        """The engine and the progress of the newest checkpoint, or of the beginning; returns its seconds."""
+        stage = self.stage
+        distributed.seed_all(stage.run.seed)
+        model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
+        model = with_adapter(model, stage.peft)
+        if self.train.packing:
+            use_packing(model)
+        self.engine = Engine(model, self.train.engine, stage.total_steps)
+        self.progress = _Progress()
+        return self._load(self.newest) if self.newest else 0.0
 
     def fit(self, train: Iterable[list[Row]], validation: list[Row], demonstrations: Sequence[Row] = ()) -> str:
         """Train over `train`'s minibatches from the first one on; returns the finished stage directory
-        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its scores shifted."""
+        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its scores shifted.  Raises
+        DivergenceError when rolling back did not help."""
         self.demonstrations = demonstrations
-        stopping, progress, total = self.train.early_stopping, self.progress, self.stage.total_steps
-        report = _Report(self.stage, progress.step) if self.engine.rank == 0 else None
+        stopping, total = self.train.early_stopping, self.stage.total_steps
+        report = _Report(self.stage, self.progress.step) if self.engine.rank == 0 else None
         path, metrics = "", dict[str, float]()
         try:
-            for rows in islice(train, progress.step, total):
-                if stopping and progress.num_worse >= stopping.patience:
+            for rows in islice(train, self.progress.step, total):
+                if stopping and self.progress.num_worse >= stopping.patience:
                     break
-                progress.step += 1
-                metrics, is_last, is_best = self._step(rows), progress.step == total, False
-                if validation and (is_last or _is_due(progress.step, self.train.validate_every)):
+                metrics, note, stop = self._guarded_step(rows)
+                step = self.progress.step
+                is_last, is_best = step == total, False
+                if not stop and validation and (is_last or _is_due(step, self.train.validate_every)):
                     metrics |= self._validate(validation)
-                    is_best = stopping is not None and progress.is_best(metrics, stopping)
+                    is_best = stopping is not None and self.progress.is_best(metrics, stopping)
                 if report is not None:
-                    report.step(progress.step, metrics)
+                    report.step(step, metrics, note)
+                if stop:
+                    raise DivergenceError(stop)
                 is_final = is_last and not stopping
-                if is_best or is_final or _is_due(progress.step, self.train.save_every):
+                # what a rollback goes back to must be from before the trouble
+                is_due = _is_due(step, self.train.save_every) and not self.engine.problem
+                if is_best or is_final or is_due:
                     path = self._save(metrics, is_best, is_final)
         finally:
             if report is not None:
                 report.close()
         if stopping and self.engine.rank == 0:
-            path = make_final(self.stage.run.stage(self.stage.name), progress.best_step, self._seconds())
+            path = make_final(self.stage.run.stage(self.stage.name), self.progress.best_step, self._seconds())
         return path
+
+    def _guarded_step(self, rows: list[Row]) -> tuple[dict[str, float], str, str]:
+        """The next minibatch, and what came of it: (metrics, a note for the console, why to stop)."""
+        progress, metrics, note, stop = self.progress, dict[str, float](), "left out", ""
+        progress.step += 1
+        if progress.step > progress.leave_out_to:
+            metrics = self._step(rows)
+            note = f"optimizer step skipped: {self.engine.problem}" if self.engine.problem else ""
+            if self.engine.is_stuck:
+                settings, total, done = self.train.rollback, self.stage.total_steps, progress.num_rollbacks
+                stop = rollback.why_not(done, progress.step, total, settings)
+                if stop:
+                    stop = rollback.report(self.stage.name, stop, self.engine, done, self.newest)
+                else:
+                    metrics["optim/rolled_back_to"] = float(self._roll_back())
+                    note = f"{note}; {self.engine.recent[-1]}"
+        metrics["optim/rollbacks"] = float(self.progress.num_rollbacks)
+        return metrics | {"optim/skipped_steps": float(self.engine.guard.num_skipped)}, note, stop
+
+    def _roll_back(self) -> int:
+        """Weights, optimizer and bound of the newest checkpoint, or of the start, with a lower learning rate;
+        the stream of minibatches goes on where it is.  Returns that checkpoint's step."""
+        before, guard, recent = self.progress, self.engine.guard, self.engine.recent
+        self.engine.close()
+        del self.engine
+        gc.collect()  # its tensors, before there are new ones
+        self._start()
+        progress, settings, to = self.progress, self.train.rollback, self.progress.step
+        progress.step, progress.num_tokens = before.step, before.num_tokens
+        progress.num_rollbacks = before.num_rollbacks + 1
+        progress.leave_out_to = before.step + settings.skip_minibatches
+        self.engine.lr_scale = progress.lr_scale = before.lr_scale * settings.lr_factor
+        self.engine.guard.num_skipped, self.engine.guard.num_in_row = guard.num_skipped, 0
+        recent.append(
+            f"rolled back to {self.newest or 'the start'} with {progress.lr_scale:g} of the learning rate, going on "
+            f"after minibatch {progress.leave_out_to}"
+        )
+        self.engine.recent = recent
+        return to
 
     def _step(self, rows: list[Row]) -> dict[str, float]:
         started, count = time.time(), self._count(rows)
@@ -115,7 +172,9 @@ class Supervised:
             shares = loss.shares(self.engine.module, mine, count, self.engine.device)
             return shares["loss"], shares
 
-        metrics = self.engine.optimizer_step(self._shares_of(rows), loss_fn)
+        first = (self.progress.step - 1) * self.train.minibatch
+        name = f"minibatch {self.progress.step} (rows {first} to {first + len(rows) - 1} of the stage's order)"
+        metrics = self.engine.optimizer_step(self._shares_of(rows), loss_fn, name)
         metrics["loss/train"] = metrics.pop("loss")
         num_tokens = sum(map(self.loss.tokens, rows))
         self.progress.num_tokens += num_tokens
@@ -147,7 +206,8 @@ class Supervised:
 
     def _shares_of(self, rows: list[Row]) -> list[torch.LongTensor]:
         lengths = [self.loss.padded_tokens(row) for row in rows]
-        return microbatches(lengths, self.train.microbatch_tokens, self.engine.world_size, self.engine.rank)
+        engine, train = self.engine, self.train
+        return microbatches(lengths, train.microbatch_tokens, engine.world_size, engine.rank, train.packing)
 
     def _count(self, rows: list[Row]) -> int:
         count = self.loss.count(rows)
@@ -167,6 +227,7 @@ class Supervised:
             weights, metrics = shift.applied(self.engine.whole_weights()), metrics | shift.metrics
         self.engine.save_model(paths[0], self.tokenizer, weights)
         self.engine.save_state(os.path.join(paths[1], "engine"))
+        self.newest = f"{self.stage.run.stage(self.stage.name)}/step_{self.progress.step:06d}"
         if writer is None:
             return ""
         with open(os.path.join(writer.state_dir, "progress.json"), "w", encoding="utf-8") as file:
@@ -182,12 +243,13 @@ class Supervised:
             seconds=self._seconds(),
         )
 
-    def _load(self, path: str) -> None:
+    def _load(self, path: str) -> float:
         checkpoint = find_stage(path)
         self.engine.load_state(os.path.join(checkpoint.state_dir, "engine"))
         with open(os.path.join(checkpoint.state_dir, "progress.json"), encoding="utf-8") as file:
             self.progress = _Progress(**json.load(file))
-        self.seconds_before = checkpoint.manifest["seconds"]
+        self.engine.lr_scale = self.progress.lr_scale
+        return float(checkpoint.manifest["seconds"])
 
     def _seconds(self) -> float:
         return self.seconds_before + time.time() - self.stage.started
@@ -197,11 +259,14 @@ class Supervised:
 class _Progress:
     """Where the run is; saved with every checkpoint."""
 
-    step: int = 0
+    step: int = 0  # minibatches of the stream that are behind it, trained on or not
     num_tokens: int = 0
     best: float | None = None  # of the validation that early stopping looks at
     best_step: int = 0
     num_worse: int = 0  # validations since the best one
+    num_rollbacks: int = 0
+    lr_scale: float = 1.0  # what the rollbacks left of the learning rate
+    leave_out_to: int = 0  # minibatches up to this one are not trained on
 
     def is_best(self, metrics: dict[str, float], stopping: EarlyStopping) -> bool:
         """Whether this validation is the best so far, which is then remembered."""
@@ -235,14 +300,15 @@ class _Report:
             self.bar = tqdm_ray.tqdm(desc=stage.name, total=stage.total_steps)
             self.bar.update(done)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def step(self, step: int, metrics: dict[str, float], note: str) -> None:
         self.log.log(step, metrics)
         line = console_line(self.name, step, self.total, metrics, LABELS)
         if self.bar is None:
-            sys.stdout.write(line + "\n")  # Ray Train patches print, and would show each line twice
+            lines = f"{line}\n{self.name}: {note}\n" if note else line + "\n"
+            sys.stdout.write(lines)  # Ray Train patches print, and would show each line twice
             sys.stdout.flush()
         else:
-            self.bar.set_description(line)
+            self.bar.set_description(f"{line}  {note}" if note else line)
             self.bar.update(1)
 
     def close(self) -> None:

@@ -57,13 +57,6 @@ def test_against_a_slow_loop(normal):
             assert result[b, t].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_padding_on_the_right_changes_nothing(normal):
-    logits, tokens = normal(2, 2, 6, 5), torch.tensor([[1, 2, 3, 0, 0, 0], [4, 4, 1, 2, 0, 0]])
-    torch.testing.assert_close(
-        token_logprobs(logits, tokens)[:, :4], token_logprobs(logits[:, :4], tokens[:, :4]), atol=0, rtol=0
-    )
-
-
 def test_bfloat16_logits_are_reduced_in_float32():
     logits = LOGITS.bfloat16()
     torch.testing.assert_close(token_logprobs(logits, TOKENS), token_logprobs(logits.float(), TOKENS), atol=0, rtol=0)

@@ -29,3 +29,12 @@ def test_zero_stages_divide_what_they_shard():
 
 def test_rollout_holds_weights_and_cache():
     assert estimate("rollout", BILLION, kv_cache_gib=3) - estimate("rollout", 0) == pytest.approx(7)
+
+
+def test_only_an_adapter_has_gradients_and_moments():
+    process = estimate("reference", 0)
+    # 4 of weights, and of an eighth as many parameters 4 of weights, 4 of gradients, 8 of moments
+    held = estimate("policy", BILLION, num_adapter=BILLION // 8) - process
+    assert held == pytest.approx(4 + 16 / 8)
+    # at ZeRO 3 over 4 ranks all are divided
+    assert estimate("critic", BILLION, 4, 3, num_adapter=BILLION // 8) - process == pytest.approx(6 / 4)

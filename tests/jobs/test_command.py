@@ -301,3 +301,22 @@ def test_a_finished_stage_is_not_made_again(calls, tmp_path, capsys):
     assert calls == [] and "cpus: 1.0 -> 2.0" in capsys.readouterr().err
     assert job(calls, *given, "cpus=2", "run.when_changed=replace", parents=lambda config: {}) == 0
     assert calls == ["connect", "run demo", "disconnect"]
+
+
+def test_a_dry_run_says_what_would_become_of_the_stage(calls, tmp_path, capsys):
+    given = ["run.name=demo", f"run.root={tmp_path}", "--dry-run"]
+
+    def said(*more: str) -> str:
+        assert job(calls, *given, *more, parents=lambda config: {}) == 0 and calls == []
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert said() == "job: would be made"
+    config = load(Config, None, given[:2])
+    writer = StageWriter(config.run.stage("job"), 7)
+    writer.finish("job", config.model_dump(mode="json"), {}, {}, is_final=False)
+    assert said() == "job: was cut off: would go on from step 7"
+    StageWriter(config.run.stage("job"), 8).finish("job", config.model_dump(mode="json"), {}, {})
+    assert said() == "job: there already, made from the same inputs: would not be made again"
+    replaced = said("cpus=2", "run.when_changed=replace")
+    assert replaced == "job: was made from other inputs (cpus: 1.0 -> 2.0): would be replaced"
+    assert job(calls, *given, "cpus=2", parents=lambda config: {}) == 2, "as the run itself would be"

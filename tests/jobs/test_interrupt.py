@@ -84,6 +84,34 @@ def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder
     assert (run / "report.html").exists()
 
 
+def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
+    # Ray Data is still reading prompts then; what it cleans up must not start a Ray of its own
+    for file in range(30):
+        rows = "".join(f"number {file} {row}\n" for row in range(100))
+        (tmp_path / f"prompts-{file}.txt").write_text(rows)
+    job = start(
+        ray_folder, "ppo", f"run.root={tmp_path}", "run.name=cut", f"policy_model={tiny_model('llama')}",
+        "reward_function=tests.jobs.rewards:vowels", "algorithm.estimator=rloo", "algorithm.group_size=4",
+        f"prompts.train={tmp_path}/prompts-*.txt", f"prompts.validation={tmp_path}/prompts-0.txt",
+        "prompts.max_tokens=40",
+        "sampling.max_new_tokens=8", "rollout.engine=transformers", "policy.minibatch=8",
+        "loop.rollout_batch=8", "loop.steps=1500", "loop.evaluation_prompts=8",
+    )  # fmt: skip
+    assert job.stdout is not None
+    seen = []
+    for line in job.stdout:
+        seen.append(line)
+        if "ppo    3/1500" in line:
+            break
+    else:
+        raise AssertionError("".join(seen[-40:]))
+    job.send_signal(signal.SIGINT)
+    rest, _ = job.communicate(timeout=90)
+    assert job.returncode == 130, rest
+    assert "Exception ignored" not in rest and "Started a local Ray" not in rest, rest
+    assert_nothing_left(ray_folder)
+
+
 def test_a_failing_stage_is_named_and_leaves_no_process(tmp_path, ray_folder):
     # one row in the middle of the file is wrong: the check of the first rows cannot know it
     rows = ['{"prompt": "a b", "completion": " c"}\n'] * 300

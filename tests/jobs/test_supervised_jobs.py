@@ -15,8 +15,9 @@ import torch
 from jobs import dpo, kto, pretrain, reward_model, sft
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
-from rayrlhf.errors import ConfigError, DataError, ModelError
+from rayrlhf.errors import ConfigError, DataError, DivergenceError, ModelError
 
+TWO = ["train.num_workers=2", "train.engine.zero_stage=2", "train.packing=true"]
 TRAIN = ["train.minibatch=8", "train.microbatch_tokens=256", "train.engine.lr=3e-3", "data.max_tokens=64"]
 
 
@@ -55,13 +56,13 @@ def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str,
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_sft_is_the_same_with_one_and_two_workers(
+def test_sft_is_the_same_with_one_worker_and_padding_as_with_two_and_packing(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
     checkpoints = ["train.save_every=8", "train.keep=5"]
     shared = [tiny_model("llama"), files["completions"], "train.epochs=4", "train.validate_every=10", *checkpoints]
     stages, logs = [], []
-    for name, more in (("one", []), ("two", ["train.num_workers=2", "train.engine.zero_stage=2"])):
+    for name, more in (("one", []), ("two", TWO)):
         stages.append(fine_tune(sft, sft.SFTConfig, tmp_path, name, *shared, *more))
         logs.append(logged(tmp_path, name))
     one, two = logs
@@ -80,7 +81,7 @@ def test_sft_is_the_same_with_one_and_two_workers(
 
 def resumes_exactly(root: Path, shared: list[str]) -> None:
     """Take the run "two" back to where a kill after step 18 would have left it, and let it go on."""
-    stage, more = root / "two" / "sft", ["train.num_workers=2", "train.engine.zero_stage=2"]
+    stage, more = root / "two" / "sft", TWO
     assert sorted(p.name for p in stage.glob("step_*")) == ["step_000008", "step_000016", "step_000020"]
     before, weights = logged(root, "two"), weights_of(str(stage))
     shutil.rmtree(stage / "step_000020")
@@ -201,6 +202,21 @@ def demonstration_mean(folder: str, path: str) -> float:
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    """At this learning rate every second step finds a model whose loss is not finite."""
+    more = ["train.engine.lr=1e30", "train.rollback.max_rollbacks=1", "train.engine.guard.max_skips=2"]
+    shared = tiny_model("llama"), files["completions"], "train.epochs=3"
+    with pytest.raises(DivergenceError, match=r"4 in the whole run\), and train.rollback.max_rollbacks=1") as told:
+        fine_tune(sft, sft.SFTConfig, tmp_path, "run", *shared, *more)
+    assert "rolled back to the start" in str(told.value) and "Traceback" not in str(told.value)
+    rows = logged(tmp_path, "run")
+    assert [row["optim/skipped_steps"] for row in rows] == [0, 1, 2, 2, 3, 4]
+    assert [row["optim/rollbacks"] for row in rows] == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_dpo_starts_at_the_reference_and_learns_the_preference(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -213,14 +229,20 @@ def test_dpo_starts_at_the_reference_and_learns_the_preference(
     assert rows[-1]["eval/accuracy"] > 0.9 and rows[-1]["eval/margin"] > 0.1
     assert set(find_stage(stage, "dpo").manifest["parents"]) == {"model", "data", "validation"}
 
-    # against another reference the first margin is that of the two models
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_ipo_against_another_reference_starts_at_the_margin_between_the_two(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
     more = [f"reference={tiny_model('qwen3')}", "loss=ipo", "train.max_steps=1"]
-    fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", *shared, *more)
+    stage = fine_tune(dpo, dpo.DPOConfig, tmp_path, "other", tiny_model("llama"), files["pairs"], *more)
     assert abs(logged(tmp_path, "other")[0]["rewards/margins"]) > 1e-3
+    assert "reference" in find_stage(stage, "dpo").manifest["parents"]
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("paired", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kto_starts_at_the_reference_and_learns_the_labels(
     paired: bool, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_new_llama_has_the_size_asked_for(tied: bool, tiny_model: Callable[[st
     config = SMALL.model_copy(update={"tied": tied})
     model = causal_lm.new_llama(config, tokenizer)
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters(259)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == config.shapes(259)
     causal_lm.save(model, tokenizer, str(tmp_path))
     assert causal_lm.check_folder(str(tmp_path)) == 64
     assert causal_lm.vocabulary_size(str(tmp_path)) == 259

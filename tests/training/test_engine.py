@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayrlhf.errors import RayRLHFError
-from rayrlhf.training.config import EngineConfig
+from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.microbatches import microbatches, pad
 from tests.training.ranks import run_ranks
 
@@ -38,8 +39,8 @@ def tied_llama() -> Any:
     )
 
 
-def rows() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
+def rows(seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 30, (9,), generator=generator)
     return [torch.randint(0, 512, (int(n),), generator=generator).tolist() for n in lengths]
 
@@ -142,24 +143,105 @@ def test_a_restored_engine_goes_on_as_if_never_stopped(stage: int, tmp_path: Pat
         assert result["gap"] == 0.0 and result["learnt"] > 0
 
 
-def scaled_loss(rank: int, stage: int, factor: float) -> tuple[str, float]:
+FAULTS = {
+    "loss nan": "the loss is nan",
+    "gradient nan": "the gradient norm is nan",
+    "loss spike": "above its bound",
+    "gradient spike": "the gradient norm ",
+}
+
+
+def faulty(loss: Tensor, fault: str) -> Tensor:
+    """`loss` with `fault`: in its value, or in its gradient alone."""
+    kind, what = fault.split()
+    if kind == "gradient":
+        factor = math.nan if what == "nan" else 1000.0
+        loss.register_hook(lambda gradient: gradient * factor)
+        return loss
+    return loss + (math.nan if what == "nan" else 1000.0)
+
+
+def one_step(engine: Any, seed: int, fault: str = "") -> dict[str, float]:
+    """A step on rows of their own, several microbatches a rank; the fault is in one of the last rank's."""
+    data = rows(seed)
+    num_tokens = sum(len(row) - 1 for row in data)
+    mine = microbatches([len(row) for row in data], 60, engine.world_size, engine.rank)
+    assert len(mine) > 1
+    is_bad = engine.rank == engine.world_size - 1 and bool(fault)
+
+    def loss_fn(numbers: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        loss = mean_loss(engine.module, [data[n] for n in numbers], num_tokens)
+        return (faulty(loss, fault) if is_bad and torch.equal(numbers, mine[0]) else loss), {"loss": loss}
+
+    return engine.optimizer_step(mine, loss_fn, f"minibatch {seed}")
+
+
+def skipping(rank: int) -> dict[tuple[int, str], Any]:
     from rayrlhf.training.engine import Engine
 
-    engine = Engine(tied_llama(), EngineConfig(optimizer="sgd", lr=0.1, zero_stage=stage), 1)
-    before = next(iter(engine.module.parameters())).detach().clone()
-    try:
-        engine.optimizer_step([0], lambda _: (mean_loss(engine.module, rows(), 1) * factor, {}))
-        message = ""
-    except RayRLHFError as error:
-        message = str(error)
-    return message, float((next(iter(engine.module.parameters())).detach() - before).abs().max())
+    found: dict[tuple[int, str], Any] = {}
+    for stage in (0, 1, 2, 3):
+        guard = GuardConfig(bound=20, window=2)
+        config = EngineConfig(lr=0.05, zero_stage=stage, warmup_steps=1, guard=guard)
+        for fault in ("", *FAULTS):
+            engine = Engine(tied_llama(), config, 6)
+            one_step(engine, 1)
+            one_step(engine, 2)
+            bad = one_step(engine, 3, fault) if fault else {}
+            problem, count = engine.problem, (engine.guard.num_skipped, engine.guard.num_in_row)
+            good = [one_step(engine, seed) for seed in (4, 5)]
+            assert engine.guard.num_in_row == 0 and not engine.problem
+            buckets = list(engine.weight_buckets(1 << 30))
+            weights = {name: t for bucket in buckets for name, t in (bucket or {}).items()}
+            found[stage, fault] = problem, count, bad, good, weights, engine.step, list(engine.recent)
+    return found
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_gradients_that_are_not_finite_stop_the_run(stage: int, tmp_path: Path) -> None:
-    [(message, change)] = run_ranks(scaled_loss, 1, tmp_path, stage, math.nan)
-    assert "gradient norm of optimizer step 0" in message and "engine.lr" in message
-    assert change == 0.0
+def test_a_skipped_step_leaves_no_trace_at_any_zero_stage(tmp_path: Path) -> None:
+    """Weights, Adam's moments (the step after next), gradients and learning rate: as if never seen, to the bit."""
+    ranks = run_ranks(skipping, 2, tmp_path)
+    for stage in (0, 1, 2, 3):
+        clean = ranks[0][stage, ""]
+        assert clean[5] == 4
+        for fault, message in FAULTS.items():
+            problem, count, bad, good, weights, steps, recent = ranks[0][stage, fault]
+            assert message in problem and count == (1, 1), (stage, fault)
+            assert bad["optim/skipped_steps"] == 1 and bad["optim/lr"] == good[0]["optim/lr"]
+            assert [s.pop("optim/skipped_steps") for s in good] == [1, 1]
+            assert good == [{k: v for k, v in s.items() if k != "optim/skipped_steps"} for s in clean[3]]
+            assert all(torch.equal(weights[name], tensor) for name, tensor in clean[4].items()), (stage, fault)
+            assert steps == 4
+            assert f"skipped, as {problem}" in recent[2] and recent[3].endswith("taken")
+            assert ranks[1][stage, fault][0] == problem
+
+
+def after_a_fault(rank: int) -> list[tuple[list[str], bool]]:
+    """What is wrong with a step after a skipped one, whose loss uses only the embedding; and whether a
+    closed engine's weights are gone."""
+    from rayrlhf.training.engine import Engine
+
+    def two_steps(stage: int) -> tuple[list[str], Any]:
+        engine, problems = Engine(tied_llama(), EngineConfig(zero_stage=stage), 6), []
+        one_step(engine, 1, "gradient nan")
+        problems.append(engine.problem)
+        embedding, tokens = engine.module.get_input_embeddings(), torch.tensor([rows(2)[0]])
+        engine.optimizer_step([0], lambda _: (embedding(tokens).mean(), {}))
+        problems.append(engine.problem)
+        engine.close()
+        return problems, weakref.ref(embedding.weight)
+
+    found = []
+    for stage in (0, 1, 2, 3):
+        problems, weight = two_steps(stage)
+        gc.collect()
+        found.append((problems, weight() is None))
+    return found
+
+
+def test_what_the_next_loss_does_not_use_keeps_nothing_of_a_fault(tmp_path: Path) -> None:
+    [found] = run_ranks(after_a_fault, 1, tmp_path)
+    assert [problems for problems, _ in found] == [["the gradient norm is nan", ""]] * 4
+    assert all(is_gone for _, is_gone in found[:3]), "at ZeRO 3 DeepSpeed's own caches keep it"
 
 
 def settings(rank: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The learners in this process (one rank) against plain torch, written out slowly."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rayrlhf.batches import CriticBatch
 from rayrlhf.data.config import DataConfig
-from rayrlhf.errors import ModelError
+from rayrlhf.errors import DivergenceError, ModelError
 from rayrlhf.training import distributed
-from rayrlhf.training.config import EngineConfig
+from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.critic_learner import CriticLearner, explained_variance
+from rayrlhf.training.learner import OptimizerStep
 from rayrlhf.training.passes import minibatches
 from rayrlhf.training.policy_learner import PolicyLearner
 from rayrlhf.training.ppo_config import CriticUpdateConfig, PolicyUpdateConfig, PretrainingMixConfig
@@ -253,14 +255,78 @@ def test_the_split_into_microbatches_changes_nothing(tiny_model):
 def test_metrics_are_weighted_by_tokens(tiny_model):
     learner = make_policy(tiny_model("llama"))
     steps = [
-        (10, {"loss/policy": 1.0, "optim/grad_norm": 2.0, "optim/lr": 0.2}),
-        (30, {"loss/policy": 5.0, "optim/grad_norm": 6.0, "optim/lr": 0.1}),
+        OptimizerStep(tokens, stats | {"optim/skipped_steps": 1.0}, is_skipped)
+        for tokens, stats, is_skipped in (
+            (10, {"loss/policy": 1.0, "optim/grad_norm": 2.0, "optim/lr": 0.2}, False),
+            (90, {"loss/policy": math.nan, "optim/grad_norm": math.inf, "optim/lr": 0.2}, True),
+            (30, {"loss/policy": 5.0, "optim/grad_norm": 6.0, "optim/lr": 0.1}, False),
+        )
     ]
     assert learner.averages(steps, {"loss/policy": "loss/policy_avg"}) == {
         "loss/policy_avg": 4.0,
         "optim/policy_grad_norm": 5.0,
         "optim/policy_lr": 0.1,
+        "optim/policy_skipped_steps": 1.0,
     }
+
+
+def planted(learner, rollouts, rows):
+    """A batch whose advantages are NaN in `rows`."""
+    batch = policy_batch(rollouts, learner.logprobs(rollouts))
+    batch.advantages[rows] = torch.where(rollouts.response_mask[rows], math.nan, 0.0)
+    return batch
+
+
+def test_a_minibatch_that_is_not_finite_is_skipped_and_counted(tiny_model):
+    """One bad row: of the two minibatches of each epoch one is skipped, and the other alone is learnt from."""
+    rollouts = random_rollouts()
+    learner = make_policy(tiny_model("llama"))
+    batch = planted(learner, rollouts, [2])
+    metrics = learner.update(batch, step=1)
+    assert metrics["optim/policy_skipped_steps"] == metrics["policy/optimizer_steps"] == 2
+    assert all(math.isfinite(value) for name, value in metrics.items())
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
+    for epoch in range(2):
+        for part in (batch.rows(rows) for rows in minibatches(7, 4, 3, 1, epoch) if 2 not in rows):
+            ratio = (slow_logprobs(plain, part) - part.logprobs)[part.response_mask].exp()
+            advantages = part.advantages[part.response_mask]
+            torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).mean().backward()
+            with torch.no_grad():
+                for parameter in plain.parameters():
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+    assert largest_difference(weights(learner), dict(plain.named_parameters())) < 1e-6
+
+
+def test_nothing_but_skipped_steps_leaves_the_policy_and_then_stops(tiny_model):
+    """4 skipped steps an RL step, and the sixth in a row is the last: its report tells of both."""
+    rollouts, guard = random_rollouts(), GuardConfig(max_skips=6)
+    entropy = {"coefficient": 0.05, "target": 9.0, "rate": 0.01}
+    learner = make_policy(tiny_model("llama"), engine=SGD.model_copy(update={"guard": guard}), entropy=entropy)
+    before, batch = weights(learner), planted(learner, rollouts, list(range(7)))
+    metrics = learner.update(batch, step=1)
+    assert metrics["optim/policy_skipped_steps"] == 4 and metrics["policy/optimizer_steps"] == 0
+    assert math.isnan(metrics["loss/policy_avg"]) and metrics["policy/entropy_coefficient"] == 0.05
+    with pytest.raises(DivergenceError) as told:
+        learner.update(batch, step=2)
+    assert largest_difference(weights(learner), before) == 0
+    for words in (
+        "6 optimizer steps in a row were skipped (6 in the whole run)",
+        "RL step 1, epoch 1, minibatch 1: loss nan, gradient norm nan, lr 0.1; skipped, as the loss is nan",
+        "RL step 2, epoch 1, minibatch 2: loss nan",
+        "policy.engine.lr (now 0.1)",
+    ):
+        assert words in str(told.value)
+    assert "minibatch 3" not in str(told.value)
+
+
+def test_a_critic_skips_and_counts_by_itself(tiny_model):
+    learner, rollouts = make_critic(tiny_model("llama")), random_rollouts()
+    batch = critic_batch(rollouts, learner.values(rollouts))
+    batch.returns[2] = math.inf
+    metrics = learner.update(batch, step=1)
+    assert metrics["optim/critic_skipped_steps"] == 2 and math.isfinite(metrics["loss/value_avg"])
 
 
 def test_minibatches_cover_all_rows_and_depend_on_seed_step_and_epoch():

@@ -31,6 +31,18 @@ def test_passes_are_of_like_cost() -> None:
     assert [[len(numbers) for numbers in passes] for passes in ranks] == [[3], [3]]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_packed_rows_are_counted_without_padding(world_size: int) -> None:
+    lengths = torch.randint(1, 31, (37,), generator=torch.Generator().manual_seed(0))
+    ranks = [microbatches(lengths, 64, world_size, rank, packed=True) for rank in range(world_size)]
+    rows = [int(row) for passes in ranks for numbers in passes for row in numbers]
+    assert sorted(rows) == list(range(37)) and len({len(passes) for passes in ranks}) == 1
+    assert all(int(lengths[numbers].sum()) <= 64 for passes in ranks for numbers in passes)
+    # 30 + 10 are 40 tokens, 60 with padding
+    assert [numbers.tolist() for numbers in microbatches([30, 10], 40, 1, 0, packed=True)] == [[0, 1]]
+    assert len(microbatches([30, 10], 40, 1, 0)) == 2
+
+
 def test_a_rank_without_rows_fills_up_with_empty_passes() -> None:
     assert [len(numbers) for numbers in microbatches([5], 10, 3, 0)] == [1]
     assert [len(numbers) for numbers in microbatches([5], 10, 3, 2)] == [0]
