@@ -42,7 +42,9 @@ class PairsConfig(Section):
     run: RunConfig = Field(description="the run this stage belongs to")
     model: str = Field(description="the model that samples: a stage directory or a Hugging Face folder")
     reward_model: str | None = Field(
-        default=None, description="who ranks: a reward model's stage, or a sequence-classification folder"
+        default=None,
+        description="who ranks: a reward model's stage, or a sequence-classification folder; with another tokenizer or "
+        "chat template than the model it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
@@ -91,6 +93,7 @@ def check(config: PairsConfig) -> None:
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
     from rayrlhf.models.causal_lm import check_scores, check_writes
+    from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
@@ -98,7 +101,10 @@ def check(config: PairsConfig) -> None:
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
     if config.reward_model:
-        contexts.append(check_scores(model_folder(config.reward_model), f"reward_model={config.reward_model}"))
+        folder = model_folder(config.reward_model)
+        context = check_scores(folder, f"reward_model={config.reward_model}")
+        same = reads_tokens(folder, model_folder(config.model))
+        contexts += [context] if same else []  # of other tokens it may need fewer
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     longest = config.prompts.max_tokens + config.sampling.max_new_tokens
@@ -189,13 +195,19 @@ class _Ranking:
 
     def __init__(self, config: PairsConfig, split: str, groups: dict[str, Any], folder: str) -> None:
         from rayrlhf.checkpoint import model_folder
+        from rayrlhf.data.prompt_stream import Originals
         from rayrlhf.models.causal_lm import load_tokenizer
         from rayrlhf.ranked_pairs import Totals
+        from rayrlhf.reward_sources.retokenise import judge
 
         self.config, self.split, self.groups, self.folder = config, split, groups, folder
         self.path = getattr(config.prompts, split)
         self.tokenizer = load_tokenizer(model_folder(config.model))
         self.totals = Totals()
+        self.originals, self.reward = Originals(), groups["reward"]
+        if config.reward_model:
+            folders = model_folder(config.reward_model), model_folder(config.model)
+            self.reward = judge(self.reward, *folders, self.originals, config.forward_tokens)
 
     async def run(self, log: MetricsLog, console: Console) -> dict[str, float]:
         """Write all pairs; returns the split's metrics.  Raises DataError when there is none."""
@@ -247,10 +259,12 @@ class _Ranking:
 
         config, prompts = self.config, batch.column("prompt").to_pylist()
         # each prompt stands `samples` times side by side, numbered, so that each has a sampling seed of its own
-        ids = [prompt for prompt in batch.column("prompt_ids").to_pylist() for _ in range(config.samples)]
+        given = batch.column("prompt_ids").to_pylist()
+        self.originals.add(given, prompts, is_held_out=False)
+        ids = [prompt for prompt in given for _ in range(config.samples)]
         padded = pad(ids, self.totals.num_prompts * config.samples, self.tokenizer.pad_token_id)
         rollouts = await self.groups["rollout"].generate(padded, config.run.seed + SEED_OFFSET)
-        scores = (await self.groups["reward"].scores(rollouts)).total
+        scores = (await self.reward.scores(rollouts)).total
         found = ranked_pairs(prompts, rollouts, scores, self.tokenizer, config.samples, config.min_margin)
         text, number = pa.string(), pa.float32()
         fields = [("prompt", batch.schema.field("prompt").type), ("chosen", text), ("rejected", text)]
