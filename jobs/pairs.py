@@ -257,10 +257,9 @@ class _Ranking:
         from rayrlhf.data.prompt_stream import pad
         from rayrlhf.ranked_pairs import ranked_pairs
 
-        config, prompts = self.config, batch.column("prompt").to_pylist()
-        # each prompt stands `samples` times side by side, numbered, so that each has a sampling seed of its own
-        given = batch.column("prompt_ids").to_pylist()
+        config, prompts, given = self.config, batch.column("prompt").to_pylist(), batch.column("prompt_ids").to_pylist()
         self.originals.add(given, prompts, is_held_out=False)
+        # each prompt stands `samples` times side by side, numbered, so that each has a sampling seed of its own
         ids = [prompt for prompt in given for _ in range(config.samples)]
         padded = pad(ids, self.totals.num_prompts * config.samples, self.tokenizer.pad_token_id)
         rollouts = await self.groups["rollout"].generate(padded, config.run.seed + SEED_OFFSET)

@@ -68,9 +68,9 @@ def training_prompts(
     """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
     each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
-    Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch is held
-    here, and `originals` learns of each as it comes; close it where it is left before its end.  Raises DataError
-    when no prompt is within `config.max_tokens`.
+    Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch
+    is held here; `originals` learns of each as it comes; close it where it is left before its end.  Raises
+    DataError when no prompt is within `config.max_tokens`.
     """
     rows = encoded(
         read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long

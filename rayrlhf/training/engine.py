@@ -217,13 +217,6 @@ class Engine:
             self._save_adapter(os.path.join(os.path.dirname(directory), "adapter"), whole)
         dist.barrier()
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """The whole weights on rank 0's CPU by their Hugging Face names, none on other ranks; every rank calls it."""
-        whole: dict[str, Tensor] = {}
-        for bucket in self.weight_buckets(1 << 30):
-            whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
-        return whole
-
     def _save_adapter(self, directory: str, whole: dict[str, Tensor]) -> None:
         parameters = adapters.adapter_parameters(self.module)
         with self._gathered(list(parameters.values())):
@@ -232,6 +225,13 @@ class Engine:
                 # a scalar model's head is the one that was saved
                 weights |= {name: whole[plain] for name in weights if (plain := adapters.plain_name(name)) in whole}
                 adapters.save_adapter(self.module, weights, directory)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The whole weights on rank 0's CPU by their Hugging Face names, none on other ranks; every rank calls it."""
+        whole: dict[str, Tensor] = {}
+        for bucket in self.weight_buckets(1 << 30):
+            whole |= {name: tensor.cpu() for name, tensor in (bucket or {}).items()}
+        return whole
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[dict[str, Tensor] | None]:
         """The whole weights bucket by bucket, each at most `bucket_bytes` or one tensor; an adapter is merged in.

@@ -74,8 +74,8 @@ class Supervised:
         torch.set_num_threads(stage.train.threads_per_worker)
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
-        self.demonstrations: Sequence[Row] = ()
         self.newest = stage.resume_from  # step directory of the newest checkpoint
+        self.demonstrations: Sequence[Row] = ()
         self.seconds_before = self._start()
 
     def _start(self) -> float:
@@ -92,8 +92,8 @@ class Supervised:
 
     def fit(self, train: Iterable[list[Row]], validation: list[Row], demonstrations: Sequence[Row] = ()) -> str:
         """Train over `train`'s minibatches from the first one on; returns the finished stage directory
-        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its scores shifted.  Raises
-        DivergenceError when rolling back did not help."""
+        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its
+        scores shifted.  Raises DivergenceError when rolling back did not help."""
         self.demonstrations = demonstrations
         stopping, total = self.train.early_stopping, self.stage.total_steps
         report = _Report(self.stage, self.progress.step) if self.engine.rank == 0 else None

@@ -23,12 +23,13 @@ from torch.nn.functional import one_hot, pad
 from rayrlhf import algorithms
 from rayrlhf.algorithms.advantages import gae, grpo, rloo
 from rayrlhf.algorithms.alignment import shift_right
+from rayrlhf.algorithms.head_shift import unit_direction
 from rayrlhf.algorithms.kl import kl_estimate, kl_loss
 from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs, token_logprobs_and_entropy
 from rayrlhf.algorithms.loss_weights import importance_weights, token_weights
 from rayrlhf.algorithms.masking import check_mask, count, masked_mean, masked_sum, masked_whiten, zero_outside
 from rayrlhf.algorithms.ppo_loss import policy_loss, value_loss
-from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto, ranking
+from rayrlhf.algorithms.preference_loss import binary, bradley_terry, dpo, ipo, kto, ranking, regression
 from rayrlhf.algorithms.rewards import last_response_index, token_rewards
 from rayrlhf.algorithms.score_shaping import ScoreShaping
 
@@ -248,6 +249,8 @@ class Pairs:
 LOG_RATIOS = ((0, 2), (1, 3))  # policy and reference of the same text
 PAIRS = {
     "bradley_terry": Pairs((bradley_terry,), lambda x, y, _a, _b: bradley_terry(x, y), ((0, 1),)),
+    "regression": Pairs((regression,), lambda x, y, _a, _b: regression(x, y), ((0, 1),)),
+    "binary": Pairs((binary,), lambda x, y, _a, _b: binary(x, y > 0), ()),
     "bradley_terry, margin": Pairs(
         (bradley_terry,), lambda x, y, margin, _: bradley_terry(x, y, margin=margin), ((0, 1), (0, 2))
     ),
@@ -371,6 +374,7 @@ def test_every_function_has_its_place_above() -> None:
     covered = {function for case in (*MASKED.values(), *PAIRS.values()) for function in case.covers}
     covered |= {grpo, rloo, ranking, shift_right, token_logprobs, token_entropy, token_logprobs_and_entropy}
     covered |= {check_mask, count}  # these refuse or count, in test_masking.py
+    covered |= {unit_direction}  # of states, not of rows: in test_head_shift.py
     missing = [
         f"{module}.{name}"
         for module in (f"{algorithms.__name__}.{found.name}" for found in pkgutil.iter_modules(algorithms.__path__))

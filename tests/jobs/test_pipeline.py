@@ -95,10 +95,10 @@ def test_the_demo_fits_sixty_lines():
         ("sft.run.seed=5", "sft.run differs from run"),
         ("kto.beta=0.2", "kto and ppo are given, but a pipeline trains one policy: .* upstream=runs/demo-short"),
         ("ppo.policy.minibatch=7", "rollout_batch=32 is not a multiple of policy.minibatch=7"),
-        ("reward_model.loss=ranking", "reward_model.loss=ranking has no rows: prepare makes pairs and labels"),
         ("sft.peft.kind=prefix_tuning", "sft.peft.kind=prefix_tuning cannot be merged into weights"),
         ("sft.peft.target_modules=[mlp.up]", "sft.peft.target_modules: the model has no linear layer 'mlp.up'"),
         ("ppo.policy.peft.target_modules=[c_attn]", "ppo.policy.peft.target_modules: .*'c_attn'; There are down_proj"),
+        ("reward_model.loss=ranking", "reward_model.loss=ranking has no rows: prepare makes pairs and labels"),
     ],
 )
 def test_what_no_stage_could_do_is_refused_before_the_first(override, words):

@@ -156,6 +156,21 @@ def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) 
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
+) -> None:
+    """At this learning rate every second step finds a model whose loss is not finite."""
+    more = ["train.engine.lr=1e30", "train.rollback.max_rollbacks=1", "train.engine.guard.max_skips=2"]
+    shared = tiny_model("llama"), files["completions"], "train.epochs=3"
+    with pytest.raises(DivergenceError, match=r"4 in the whole run\), and train.rollback.max_rollbacks=1") as told:
+        fine_tune(sft, sft.SFTConfig, tmp_path, "run", *shared, *more)
+    assert "rolled back to the start" in str(told.value) and "Traceback" not in str(told.value)
+    rows = logged(tmp_path, "run")
+    assert [row["optim/skipped_steps"] for row in rows] == [0, 1, 2, 2, 3, 4]
+    assert [row["optim/rollbacks"] for row in rows] == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(
     ("loss", "rows", "more", "first"),
     [
@@ -199,21 +214,6 @@ def demonstration_mean(folder: str, path: str) -> float:
     with torch.no_grad():
         scores = [model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits for text in texts]
     return float(torch.cat(scores).mean())
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
-    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
-) -> None:
-    """At this learning rate every second step finds a model whose loss is not finite."""
-    more = ["train.engine.lr=1e30", "train.rollback.max_rollbacks=1", "train.engine.guard.max_skips=2"]
-    shared = tiny_model("llama"), files["completions"], "train.epochs=3"
-    with pytest.raises(DivergenceError, match=r"4 in the whole run\), and train.rollback.max_rollbacks=1") as told:
-        fine_tune(sft, sft.SFTConfig, tmp_path, "run", *shared, *more)
-    assert "rolled back to the start" in str(told.value) and "Traceback" not in str(told.value)
-    rows = logged(tmp_path, "run")
-    assert [row["optim/skipped_steps"] for row in rows] == [0, 1, 2, 2, 3, 4]
-    assert [row["optim/rollbacks"] for row in rows] == [0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("ray_local")
