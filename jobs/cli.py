@@ -14,7 +14,7 @@ JOBS = {
     "prepare": "read, clean and split the data, train the tokenizer",
     "pretrain": "train a causal language model on text",
     "sft": "fine-tune on prompt and completion",
-    "reward_model": "train a reward model on preferences",
+    "reward_model": "train a reward model on preferences, rankings, ratings or labels",
     "pairs": "sample from a model and rank the samples: preference rows",
     "dpo": "train the policy on preferences directly",
     "kto": "train the policy on completions labelled good or bad",

@@ -97,8 +97,8 @@ def check(config: EvaluateConfig) -> None:
     from jobs.generate import check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.data.vocabulary import is_same
-    from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
+    from rayrlhf.models.causal_lm import check_folder, check_scores
+    from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
@@ -108,10 +108,9 @@ def check(config: EvaluateConfig) -> None:
     contexts = [check_folder(folder) for folder in folders]
     _check_tokenizers(config, folders)
     if config.reward_model:
-        judge = model_folder(config.reward_model)
-        context = check_scores(judge, f"reward_model={config.reward_model}")
-        if is_same(load_tokenizer(folders[0]), load_tokenizer(judge)):  # else it reads other tokens, of the same text
-            contexts.append(context)
+        folder = model_folder(config.reward_model)
+        context = check_scores(folder, f"reward_model={config.reward_model}")
+        contexts += [context] if reads_tokens(folder, folders[0]) else []  # of other tokens it may need fewer
     if config.rollout.max_model_len is not None:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts), "max_prompt_tokens")
@@ -282,13 +281,12 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
 def _reward(config: EvaluateConfig, group: Any, originals: Originals) -> Any:
     """The group of the role reward, or what translates for it."""
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
+    from rayrlhf.reward_sources.retokenise import judge
 
     if not config.reward_model:
         return group
-    folders = model_folder(config.policy), model_folder(config.reward_model)
-    retokenise = retokeniser(*folders, originals, config.forward_tokens)
-    return Retokenised(group, retokenise) if retokenise else group
+    folders = model_folder(config.reward_model), model_folder(config.policy)
+    return judge(group, *folders, originals, config.forward_tokens)
 
 
 async def _side(config: EvaluateConfig, groups: dict[str, Any], reward: Any, prompts: Prompts, tokenizer: Any) -> Side:

@@ -42,7 +42,9 @@ class PairsConfig(Section):
     run: RunConfig = Field(description="the run this stage belongs to")
     model: str = Field(description="the model that samples: a stage directory or a Hugging Face folder")
     reward_model: str | None = Field(
-        default=None, description="who ranks: a reward model's stage, or a sequence-classification folder"
+        default=None,
+        description="who ranks: a reward model's stage, or a sequence-classification folder; with another tokenizer or "
+        "chat template than the model it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each"
@@ -90,8 +92,8 @@ def check(config: PairsConfig) -> None:
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.data.vocabulary import is_same
-    from rayrlhf.models.causal_lm import check_scores, check_writes, load_tokenizer
+    from rayrlhf.models.causal_lm import check_scores, check_writes
+    from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
 
     check_run_root(config.run.root)
@@ -99,10 +101,10 @@ def check(config: PairsConfig) -> None:
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
     if config.reward_model:
-        judge = model_folder(config.reward_model)
-        context = check_scores(judge, f"reward_model={config.reward_model}")
-        if is_same(load_tokenizer(model_folder(config.model)), load_tokenizer(judge)):  # else it reads other tokens
-            contexts.append(context)
+        folder = model_folder(config.reward_model)
+        context = check_scores(folder, f"reward_model={config.reward_model}")
+        same = reads_tokens(folder, model_folder(config.model))
+        contexts += [context] if same else []  # of other tokens it may need fewer
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     longest = config.prompts.max_tokens + config.sampling.max_new_tokens
@@ -196,17 +198,16 @@ class _Ranking:
         from rayrlhf.data.prompt_stream import Originals
         from rayrlhf.models.causal_lm import load_tokenizer
         from rayrlhf.ranked_pairs import Totals
-        from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
+        from rayrlhf.reward_sources.retokenise import judge
 
         self.config, self.split, self.groups, self.folder = config, split, groups, folder
         self.path = getattr(config.prompts, split)
-        folder = model_folder(config.model)
-        self.tokenizer, self.totals, self.originals = load_tokenizer(folder), Totals(), Originals()
-        self.reward = groups["reward"]
+        self.tokenizer = load_tokenizer(model_folder(config.model))
+        self.totals = Totals()
+        self.originals, self.reward = Originals(), groups["reward"]
         if config.reward_model:
-            judge = model_folder(config.reward_model)
-            retokenise = retokeniser(folder, judge, self.originals, config.forward_tokens)
-            self.reward = Retokenised(self.reward, retokenise) if retokenise else self.reward
+            folders = model_folder(config.reward_model), model_folder(config.model)
+            self.reward = judge(self.reward, *folders, self.originals, config.forward_tokens)
 
     async def run(self, log: MetricsLog, console: Console) -> dict[str, float]:
         """Write all pairs; returns the split's metrics.  Raises DataError when there is none."""

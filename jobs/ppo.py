@@ -196,8 +196,9 @@ def check_tokenizers(config: PPOConfig, folders: dict[str, str]) -> bool:
 
     Raises ConfigError for a reference or critic that does: they judge token by token.
     """
-    from rayrlhf.data.vocabulary import is_same, reads
+    from rayrlhf.data.vocabulary import reads
     from rayrlhf.models.causal_lm import check_folder, load_tokenizer
+    from rayrlhf.reward_sources.retokenise import reads_tokens
 
     for folder in folders.values():
         check_folder(folder)
@@ -216,7 +217,7 @@ def check_tokenizers(config: PPOConfig, folders: dict[str, str]) -> bool:
             f"{role}_model={getattr(config, f'{role}_model')} has another tokenizer than policy_model="
             f"{config.policy_model}, whose tokens it has to read: give one with the policy's tokens"
         )
-    return bool(config.reward_model) and not is_same(policy, load_tokenizer(folders["reward"]))
+    return bool(config.reward_model) and not reads_tokens(folders["reward"], folders["policy"])
 
 
 def check_batches(config: PPOConfig) -> None:
@@ -377,7 +378,7 @@ async def _start(
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
     from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix
-    from rayrlhf.reward_sources.retokenise import Retokenised, retokeniser
+    from rayrlhf.reward_sources.retokenise import judge
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
     algorithm = config.algorithm
@@ -432,8 +433,8 @@ async def _start(
     if config.algorithm.critic_warmup_steps:
         parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
     if config.reward_model:
-        retokenise = retokeniser(folders["policy"], folders["reward"], originals, config.policy.forward_tokens)
-        parts["reward"] = Retokenised(groups["reward"], retokenise) if retokenise else groups["reward"]
+        limit = config.policy.forward_tokens
+        parts["reward"] = judge(groups["reward"], folders["reward"], folders["policy"], originals, limit)
     if texts is not None:
         parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}

@@ -60,11 +60,6 @@ class RewardModelConfig(FineTuneConfig):
             raise ValueError(
                 f"demonstrations shift all scores, and loss={self.loss} gives them a zero of their own: leave it out"
             )
-        if self.demonstrations and self.peft is not None:
-            raise ValueError(
-                "demonstrations shift the head of the saved model, of which adapter/ would not know: leave peft or "
-                "demonstrations out"
-            )
         if not self.demonstrations and self.num_demonstrations != 512:
             raise ValueError(
                 f"num_demonstrations={self.num_demonstrations} has no effect without demonstrations: set them"

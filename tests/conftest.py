@@ -109,6 +109,19 @@ def foreign_reward_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.fixture(scope="session")
+def foreign_model_folder(foreign_reward_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model with the tokenizer of `foreign_reward_folder`."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(foreign_reward_folder)
+    folder = str(tmp_path_factory.mktemp("foreign-model"))
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def byte_tokenizer() -> Any:
     """One token a byte, with distinct pad, bos and eos, and a chat template that concatenates."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

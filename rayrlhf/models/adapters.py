@@ -26,6 +26,7 @@ from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.models.targets import adapted_layers, endings
 
 _ADAPTER = "default"  # the name that peft gives the only adapter, and leaves out in its files
+_FILED = "base_model.model."  # before every name in peft's files
 _BASE = ".base_layer."  # between the name of an adapted layer and its own weight's
 
 
@@ -173,7 +174,12 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
     found = dict(_head(model))
     for layer_name, layer in _adapted(model).items():
         found |= {f"{layer_name}.{name}": parameter for name, parameter in _parameters(layer).items()}
-    return {f"base_model.model.{name.replace(f'.{_ADAPTER}', '')}": p for name, p in found.items()}
+    return {f"{_FILED}{name.replace(f'.{_ADAPTER}', '')}": p for name, p in found.items()}
+
+
+def plain_name(name: str) -> str:
+    """What the plain model would call a parameter of `adapter_parameters`."""
+    return name.removeprefix(_FILED)
 
 
 def borrowed_parameters(model: Any) -> Iterator[tuple[nn.Module, nn.Parameter]]:

@@ -84,13 +84,20 @@ class Retokenised:
         return await self.reward.scores(await asyncio.to_thread(self.retokenise, rollouts))
 
 
-def retokeniser(policy: str, reward: str, originals: Originals, forward_tokens: int) -> Retokeniser | None:
-    """What stands between the models of two folders; None where the reward model can read the policy's tokens as
-    they are.  `forward_tokens`: tokens of one pass of the reward model."""
+def reads_tokens(reward: str, policy: str) -> bool:
+    """Whether the reward model of a folder has the tokenizer and the chat template of the policy's."""
     from rayrlhf.data.vocabulary import is_same
+    from rayrlhf.models.causal_lm import load_tokenizer
+
+    return is_same(load_tokenizer(policy), load_tokenizer(reward))
+
+
+def judge(role: Reward, reward: str, policy: str, originals: Originals, forward_tokens: int) -> Reward:
+    """`role`, which plays the reward model of a folder, for rollouts in the policy's tokens: as it is, or with its
+    input made anew.  `forward_tokens`: tokens of one of its passes."""
     from rayrlhf.models.causal_lm import check_folder, load_tokenizer
 
-    tokenizers = load_tokenizer(policy), load_tokenizer(reward)
-    if is_same(*tokenizers):
-        return None
-    return Retokeniser(*tokenizers, originals, min(check_folder(reward), forward_tokens))
+    if reads_tokens(reward, policy):
+        return role
+    limit = min(check_folder(reward), forward_tokens)
+    return Retokenised(role, Retokeniser(load_tokenizer(policy), load_tokenizer(reward), originals, limit))

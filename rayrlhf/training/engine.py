@@ -214,14 +214,16 @@ class Engine:
         if self.rank == 0:
             causal_lm.save(adapters.plain_model(self.module), tokenizer, directory, whole)
         if adapters.has_adapter(self.module):
-            self._save_adapter(os.path.join(os.path.dirname(directory), "adapter"))
+            self._save_adapter(os.path.join(os.path.dirname(directory), "adapter"), whole)
         dist.barrier()
 
-    def _save_adapter(self, directory: str) -> None:
+    def _save_adapter(self, directory: str, whole: dict[str, Tensor]) -> None:
         parameters = adapters.adapter_parameters(self.module)
         with self._gathered(list(parameters.values())):
             if self.rank == 0:
                 weights = {name: parameter.detach() for name, parameter in parameters.items()}
+                # a scalar model's head is the one that was saved
+                weights |= {name: whole[plain] for name in weights if (plain := adapters.plain_name(name)) in whole}
                 adapters.save_adapter(self.module, weights, directory)
 
     def whole_weights(self) -> dict[str, Tensor]:

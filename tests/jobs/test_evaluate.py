@@ -140,13 +140,27 @@ def test_the_base_model_takes_the_policys_place() -> None:
         plan(evaluate.evaluation_layout(LayoutConfig.model_validate(shipped)))
 
 
-def test_mistakes(config, tiny_model, tmp_path) -> None:
+def test_a_judge_with_another_tokenizer_is_given_the_text(config, foreign_reward_folder) -> None:
+    from rayrlhf.data.prompt_stream import Originals
+    from rayrlhf.reward_sources.retokenise import Retokenised
+
+    group, originals = object(), Originals()
+    assert evaluate._reward(config, group, originals) is group
+    foreign = config.model_copy(update={"reward_model": foreign_reward_folder, "max_prompt_tokens": 110})
+    evaluate.check(foreign)  # its context of 100 tokens is of its own tokens
+    made = evaluate._reward(foreign, group, originals)
+    assert isinstance(made, Retokenised) and made.reward is group and made.retokenise.originals is originals
+    assert made.retokenise.max_tokens == 100
+
+
+def test_mistakes(config, tiny_model, foreign_model_folder, tmp_path) -> None:
     def with_keys(**keys):
         return evaluate.EvaluateConfig.model_validate(config.model_dump() | keys)
 
     for keys, error, message in (
         ({"policy": str(tmp_path / "nowhere")}, ModelError, "no model at"),
         ({"policy": tiny_model("gpt2")}, ModelError, "different architectures"),
+        ({"base": foreign_model_folder}, ModelError, "base=.* has another tokenizer than policy="),
         ({"reward_model": config.policy}, ModelError, "gives no scores"),
         ({"policy": config.reward_model}, ModelError, "holds a reward model"),
         ({"max_prompt_tokens": 120}, ConfigError, "120 tokens and a response of 12.*max_prompt_tokens to at most 116"),

@@ -67,6 +67,28 @@ def test_samples_are_ranked_and_written_as_preference_rows(
     assert set(stage.manifest["parents"]) == {"model", "data", "validation", "reward_function"}
 
 
+def test_a_ranker_with_another_tokenizer_is_given_the_text(
+    ray_local: None, talker: str, foreign_reward_folder: str, prompts_file: str, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    more = [f"reward_model={foreign_reward_folder}", "prompts.validation=null", "num_prompts=7"]
+    config = load(pairs.PairsConfig, None, [*given(talker, prompts_file, tmp_path), *more])
+    pairs.check(config)
+    stage = find_stage(pairs.run(config), kind="pairs")
+    rows = tables.dataset(f"{stage.state_dir}/preference/train").to_table().to_pylist()
+    model = AutoModelForSequenceClassification.from_pretrained(foreign_reward_folder)
+    tokenizer = AutoTokenizer.from_pretrained(foreign_reward_folder)
+    assert rows
+    for row in rows:
+        for name in ("chosen", "rejected"):
+            text = f"<s><user>{row['prompt']}\n<assistant>{row[name]}</s>"
+            with torch.no_grad():
+                score = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+            assert row[f"{name}_score"] == pytest.approx(float(score), abs=1e-4)
+
+
 def test_mistakes(
     ray_local: None, tiny_model: Callable[[str], str], reward_folder: Any, prompts_file: str, tmp_path: Path
 ) -> None:

@@ -174,7 +174,9 @@ def test_a_reward_model_with_another_tokenizer_scores_the_text(
     assert len(samples) == 6
 
 
-def test_critic_and_reference_read_the_policys_tokens(tiny_model, foreign_reward_folder, prompts_file, tmp_path):
+def test_critic_and_reference_read_the_policys_tokens(
+    tiny_model, foreign_reward_folder, foreign_model_folder, prompts_file, tmp_path
+):
     def check(**keys):
         ppo.check(load(ppo.PPOConfig, None, overrides(tmp_path, *models, prompts_file, **keys)))
 
@@ -184,20 +186,9 @@ def test_critic_and_reference_read_the_policys_tokens(tiny_model, foreign_reward
     with pytest.raises(ConfigError, match="critic_model=.*whose tokens it has to read"):
         check(critic_model=foreign_reward_folder)
     with pytest.raises(ConfigError, match="reference_model=.*whose tokens it has to read"):
-        check(critic_model=models[0], reference_model=foreign_words(foreign_reward_folder, tmp_path / "words"))
+        check(critic_model=models[0], reference_model=foreign_model_folder)
     # its context of 100 tokens is of its own tokens: 116 of the policy's may be fewer
     check(critic_model=models[0], **{"prompts.max_tokens": 104})
-
-
-def foreign_words(reward: str, folder: Path) -> str:
-    """A language model with the tokenizer of `reward`."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(reward)
-    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def texts_file(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from rayrlhf.batches import Rollouts
+from rayrlhf.batches import Rollouts, Scores
 from rayrlhf.data.prompt_stream import Originals
 from rayrlhf.data.templates import encode_prompt
 from rayrlhf.models.causal_lm import load_tokenizer
 from rayrlhf.reward_sources.model import RewardModel
-from rayrlhf.reward_sources.retokenise import Retokeniser, retokeniser
+from rayrlhf.reward_sources.retokenise import Retokeniser, judge
 from rayrlhf.training.microbatches import pad
 
 CHAT = [
@@ -51,17 +52,27 @@ def originals_of(policy: Any, prompts: list[Any]) -> Originals:
     return originals
 
 
+class Alone:
+    """`roles.Reward` without actors."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.seen = source, list[Rollouts]()
+
+    async def scores(self, rollouts: Rollouts) -> Scores:
+        self.seen.append(rollouts)
+        return self.source.scores(rollouts)
+
+
 def test_scores_are_those_of_the_text(tiny_model: Callable[[str], str], foreign_reward_folder: str) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tiny_model("llama")
     policy = load_tokenizer(folder)
-    retokenise = retokeniser(folder, foreign_reward_folder, originals_of(policy, PROMPTS), forward_tokens=1000)
-    assert retokenise is not None
+    role = Alone(RewardModel(foreign_reward_folder, microbatch_tokens=100))
+    whole = judge(role, foreign_reward_folder, folder, originals_of(policy, PROMPTS), forward_tokens=1000)
     rollouts = rollouts_of(policy, PROMPTS, RESPONSES, FINISHED)
-    made = retokenise(rollouts)
+    scores, made = asyncio.run(whole.scores(rollouts)).total, role.seen[0]
     assert torch.equal(made.prompt_index, rollouts.prompt_index) and torch.equal(made.finished, rollouts.finished)
-    scores = RewardModel(foreign_reward_folder, microbatch_tokens=100).scores(made).total
 
     tokenizer = AutoTokenizer.from_pretrained(foreign_reward_folder)
     model = AutoModelForSequenceClassification.from_pretrained(foreign_reward_folder)
@@ -81,7 +92,8 @@ def test_scores_are_those_of_the_text(tiny_model: Callable[[str], str], foreign_
 
 
 def test_the_same_tokenizer_needs_nothing_made_anew(tiny_model: Callable[[str], str]) -> None:
-    assert retokeniser(tiny_model("llama"), tiny_model("qwen3"), Originals(), 1000) is None
+    role = Alone(None)
+    assert judge(role, tiny_model("llama"), tiny_model("qwen3"), Originals(), 1000) is role
 
 
 def test_texts_too_long_lose_their_beginning_and_are_counted(

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rayrlhf.models.peft_config import PeftConfig
+from rayrlhf.models.scalar import HEAD
 from rayrlhf.training.config import EngineConfig
 from tests.conftest import byte_tokenizer
 from tests.training.ranks import run_ranks
 
+LORA = "lora"  # at ZeRO 3
 TEXTS = [[5, *range(9, 12 + n % 7), 20 + n, 258] for n in range(24)]
 ROWS = [{"input_ids": text, "loss_mask": [False] * 2 + [True] * (len(text) - 2)} for text in TEXTS]
 
@@ -32,7 +36,8 @@ def write_reward_model(folder: Path) -> str:
     return str(folder)
 
 
-def shifted(rank: int, folder: str, out: str, stages: tuple[int, ...]) -> list[Any]:
+def shifted(rank: int, folder: str, out: str, stages: tuple[Any, ...]) -> list[Any]:
+    from rayrlhf.models.adapters import with_adapter
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.models.scalar import load_scalar, sequence_scores
     from rayrlhf.training.demonstrations import head_shift
@@ -41,10 +46,11 @@ def shifted(rank: int, folder: str, out: str, stages: tuple[int, ...]) -> list[A
 
     found = []
     for stage in stages:
-        engine = Engine(load_scalar(folder), EngineConfig(zero_stage=stage, precision="bf16"), 1)
+        model = with_adapter(load_scalar(folder), PeftConfig(rank=2) if stage == LORA else None)
+        engine = Engine(model, EngineConfig(zero_stage=3 if stage == LORA else stage, precision="bf16"), 1)
         before = engine.whole_weights()
         shift = head_shift(engine, ROWS, token_budget=60)
-        engine.save_model(f"{out}/{stage}", load_tokenizer(folder), shift.applied(engine.whole_weights()))
+        engine.save_model(f"{out}/{stage}/model", load_tokenizer(folder), shift.applied(engine.whole_weights()))
         with engine.eval_mode(), torch.autocast("cpu", enabled=False):
             seen = sequence_scores(shift.view(engine.module), *pad(TEXTS))
         after = engine.whole_weights()
@@ -63,13 +69,13 @@ def plain_scores(folder: str) -> Tensor:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_demonstrations_average_zero_in_the_saved_model(world_size: int, tmp_path: Path) -> None:
-    folder, stages = write_reward_model(tmp_path / "start"), (0, 1, 2, 3)
+    folder, stages = write_reward_model(tmp_path / "start"), (0, 1, 2, 3, LORA)
     ranks = run_ranks(shifted, world_size, tmp_path, folder, str(tmp_path), stages)
     raw = plain_scores(folder)
     assert abs(float(raw.mean())) > 0.2, "or there would be nothing to shift"
     for number, stage in enumerate(stages):
         weights, metrics, seen = ranks[0][number]
-        scores = plain_scores(f"{tmp_path}/{stage}")
+        scores = plain_scores(f"{tmp_path}/{stage}/model")
         assert float(scores.mean()) == pytest.approx(0, abs=1e-5), stage
         assert metrics["eval/demonstration_score"] == pytest.approx(float(raw.mean()), abs=1e-5)
         torch.testing.assert_close(seen, scores, atol=1e-4, rtol=0)
@@ -79,3 +85,6 @@ def test_demonstrations_average_zero_in_the_saved_model(world_size: int, tmp_pat
         # every score loses the mean, but for what is told as noise; these texts are those the shift was made of
         lost = raw - scores - float(raw.mean())
         assert 0 < float(lost.pow(2).mean().sqrt()) < metrics["eval/demonstration_noise"] < abs(float(raw.mean()))
+    adapter = load_file(tmp_path / LORA / "adapter" / "adapter_model.safetensors")
+    head = load_file(tmp_path / LORA / "model" / "model.safetensors")[HEAD]
+    assert torch.equal(adapter[f"base_model.model.{HEAD}"], head), "the adapter's own folder has the same head"
