@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 from rayrlhf.errors import ConfigError
@@ -55,6 +55,12 @@ class RolloutConfig(Section):
     enforce_eager: bool = Field(
         default=True, description="False: compile and capture graphs; slower to start, faster on GPUs (vllm)."
     )
+
+    @model_validator(mode="after")
+    def _of_vllm(self) -> RolloutConfig:
+        if self.engine == "transformers" and (self.tensor_parallel > 1 or not self.enforce_eager):
+            raise ValueError("tensor_parallel and enforce_eager are vLLM's and have no effect with engine=transformers")
+        return self
 
 
 def check_lengths(prompt_max: int, max_new_tokens: int, context: int, prompt_key: str | None = None) -> None:

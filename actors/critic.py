@@ -30,5 +30,5 @@ class CriticRank(EngineRank):
         state = os.path.join(directory, "state")
         self.learner.save(os.path.join(state, "critic", "model"), state)
 
-    def load(self, directory: str) -> None:
-        self.learner.load(os.path.join(directory, "state"))
+    def load(self, directory: str, lr_scale: float) -> None:
+        self.learner.load(os.path.join(directory, "state"), lr_scale)

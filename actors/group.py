@@ -115,8 +115,8 @@ class RankGroup(ActorGroup):
     async def save(self, directory: str) -> None:
         await self.together("save", directory)
 
-    async def load(self, directory: str) -> None:
-        await self.together("load", directory)
+    async def load(self, directory: str, lr_scale: float = 1.0) -> None:
+        await self.together("load", directory, lr_scale)
 
 
 class PolicyGroup(RankGroup):

@@ -38,8 +38,8 @@ class PolicyRank(EngineRank):
         to `directory/state/policy`."""
         self.learner.save(os.path.join(directory, "model"), os.path.join(directory, "state"))
 
-    def load(self, directory: str) -> None:
-        self.learner.load(os.path.join(directory, "state"))
+    def load(self, directory: str, lr_scale: float) -> None:
+        self.learner.load(os.path.join(directory, "state"), lr_scale)
 
     def export_weights(self, bucket_bytes: int) -> list[Bucket] | None:
         """Rank 0: for each bucket of full weights by Hugging Face name, its place in the object store

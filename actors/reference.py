@@ -9,25 +9,29 @@ from torch import Tensor
 
 from rayrlhf.batches import Rollouts
 from rayrlhf.models.causal_lm import load_causal_lm
+from rayrlhf.models.forward import autocast
 from rayrlhf.training.passes import response_logprobs, token_pass
 
 
 class ReferenceReplica:
     """Stateless but for its frozen model."""
 
-    def start(self, folder: str, temperature: float, forward_tokens: int, threads: int) -> None:
+    def start(
+        self, folder: str, temperature: float, forward_tokens: int, threads: int, precision: str = "float32"
+    ) -> None:
         """`folder`: a Hugging Face causal LM.  `temperature`: that of the sampling.  `forward_tokens`:
-        padded tokens of one pass.  Raises ModelError."""
+        padded tokens of one pass.  `precision`: as `EngineConfig` has it.  Raises ModelError."""
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = load_causal_lm(folder)
         self.model = model.to(self.device).eval()
-        self.temperature, self.forward_tokens = temperature, forward_tokens
+        self.temperature, self.forward_tokens, self.precision = temperature, forward_tokens, precision
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        return token_pass(
-            rollouts,
-            lambda part: response_logprobs(self.model, part, self.temperature),
-            self.forward_tokens,
-            self.device,
-        )
+        with autocast(self.device, self.precision):
+            return token_pass(
+                rollouts,
+                lambda part: response_logprobs(self.model, part, self.temperature),
+                self.forward_tokens,
+                self.device,
+            )

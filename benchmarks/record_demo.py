@@ -1,4 +1,4 @@
-"""Keeps the figures of a finished demo run: `python benchmarks/record_demo.py runs/demo "make demo"`.
+"""Keeps the figures of a finished pipeline's run: `python benchmarks/record_demo.py runs/demo "make demo"`.
 
 Writes benchmarks/results/NAME-DATE.json with date, machine, command and the run's summary, and
 prints its column of the README's table.
@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROWS = {
     "reward model, held-out human pairs": ("reward_model", "eval/accuracy", "{:.3f}"),
+    "score, SFT": ("evaluate", "eval/baseline/score", "{:.3f}"),
+    "score, policy": ("evaluate", "eval/policy/score", "{:.3f}"),
     "gold mean, SFT": ("evaluate", "eval/baseline/gold", "{:.3f}"),
     "gold mean, policy": ("evaluate", "eval/policy/gold", "{:.3f}"),
     "positive share, SFT": ("evaluate", "eval/baseline/gold_positive_share", "{:.1%}"),
@@ -68,8 +70,9 @@ def main(run: Path, command: str) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
     for label, (stage, metric, form) in ROWS.items():
-        if stage in summary["stages"]:
-            print(f"| {label} | {form.format(summary['stages'][stage]['metrics'][metric])} |")
+        metrics = summary["stages"].get(stage, {}).get("metrics", {})
+        if metric in metrics:
+            print(f"| {label} | {form.format(metrics[metric])} |")
     for name, value in invariants.items():
         print(f"| largest {name} | {value:.1e} |")
     for stage, entry in summary["stages"].items():

@@ -221,12 +221,21 @@ def check_tokenizers(config: PPOConfig, folders: dict[str, str]) -> bool:
 
 
 def check_batches(config: PPOConfig) -> None:
-    """The rollout batch divides into whole minibatches and groups; ConfigError otherwise."""
+    """The rollout batch divides into whole minibatches and groups, and an adaptive KL bears it; ConfigError
+    otherwise."""
+    from rayrlhf.algorithms.kl_control import MAX_ERROR
+
     group_size = config.algorithm.group_size
     if config.loop.rollout_batch % group_size:
         raise ConfigError(
             f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of algorithm.group_size={group_size}, "
             "the samples of a prompt; set one of them"
+        )
+    kl = config.algorithm.kl
+    if kl.target is not None and kl.horizon <= MAX_ERROR * config.loop.rollout_batch:
+        raise ConfigError(
+            f"algorithm.kl.horizon={kl.horizon:g} lets a step of loop.rollout_batch={config.loop.rollout_batch} "
+            f"sequences turn beta to 0: set it well above {MAX_ERROR * config.loop.rollout_batch:g}"
         )
     updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
     mix, minibatches = config.policy.pretraining, config.loop.rollout_batch // config.policy.minibatch
@@ -300,41 +309,45 @@ async def _run(config: PPOConfig) -> str:
     from cluster.placement import Placement
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
-    from rayrlhf.data.prompt_stream import Originals, held_out_prompts, training_prompts
+    from rayrlhf.data.prompt_stream import Originals, going_on, held_out_prompts, training_prompts
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
-    from rayrlhf.ppo_loop import Evaluator, PPOLoop
+    from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
     from rayrlhf.score_function import load_function
     from rayrlhf.timing import Stopwatch
 
     console, root = Console(), config.run.stage("ppo")
     describe, made_from = config.model_dump(mode="json"), parents(config)
     found = claim(root, config, made_from)
-    done = found.stage.manifest["step"] if found.stage else -1
+    progress = Progress.of(found.stage) if found.stage else Progress()
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     originals = Originals()
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
     placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
-    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", done)
-    texts = _texts(config, tokenizer, max(done, 0))
+    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", progress.step if found.stage else -1)
+    texts = _texts(config, tokenizer, progress.batches)
     try:
         roles = await _start(config, placement, groups, stopwatch, texts, originals)
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
             config=loop,
-            prompts=lambda done: training_prompts(
-                config.prompts,
-                tokenizer,
-                loop.rollout_batch,
+            prompts=going_on(
+                lambda used, last: training_prompts(
+                    config.prompts,
+                    tokenizer,
+                    loop.rollout_batch,
+                    last,
+                    seed,
+                    used,
+                    config.algorithm.group_size,
+                    originals,
+                ),
+                progress.batches,
                 loop.steps,
-                seed,
-                done,
-                config.algorithm.group_size,
-                originals,
             ),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
@@ -343,7 +356,7 @@ async def _run(config: PPOConfig) -> str:
             describe=describe,
             parents=made_from,
             console=console,
-        ).run(resume=found.state != "absent")
+        ).run(progress if found.stage else None)
     finally:
         for group in groups.values():
             group.stop()
@@ -353,14 +366,18 @@ async def _run(config: PPOConfig) -> str:
             texts.close()
 
 
-def _texts(config: PPOConfig, tokenizer: Any, done: int) -> Generator[TextBatch] | None:
-    """The batches of a pretraining mix from RL step `done` + 1 on."""
-    from rayrlhf.data.prompt_stream import text_batches
+def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Generator[TextBatch] | None:
+    """The batches of a pretraining mix after the first `used` ones."""
+    from rayrlhf.data.prompt_stream import going_on, text_batches
 
     mix = config.policy.pretraining
     if mix is None:
         return None
-    return text_batches(mix.data, tokenizer, mix.rows, config.loop.steps, config.run.seed, skip=done)
+    return going_on(
+        lambda used, last: text_batches(mix.data, tokenizer, mix.rows, last, config.run.seed, skip=used),
+        used,
+        config.loop.steps,
+    )
 
 
 async def _start(
@@ -385,38 +402,29 @@ async def _start(
     temperature, seed, deadline = config.sampling.temperature, config.run.seed, config.call_deadline_s
     threads = {role: config.layout.roles[role].threads for role in config.roles}
 
-    def learner(role: str, update: PolicyUpdateConfig | CriticUpdateConfig) -> dict[str, Any]:
-        rl_steps = config.loop.steps - (algorithm.critic_warmup_steps if role == "policy" else 0)
-        steps = update.optimizer_steps(rl_steps, config.loop.rollout_batch)
-        return {
-            "folder": folders[role], "config": update, "total_steps": steps, "seed": seed, "threads": threads[role],
-        }  # fmt: skip
+    def learner(role: str) -> dict[str, Any]:
+        return {"folder": folders[role], "seed": seed, "threads": threads[role]} | learner_arguments(config, role)
 
     def make(kind: Any, role: str, actor: type, kwargs: dict[str, Any]) -> Any:
         groups[role] = kind(role, actor, kwargs, placement, placement.count(role), deadline)
         return groups[role]
 
-    make(
-        group.PolicyGroup,
-        "policy",
-        policy.PolicyRank,
-        learner("policy", config.policy)
-        | {
-            "temperature": temperature,
-            "normaliser": config.normaliser,
-            "normaliser_constant": config.policy.normaliser_constant or float(config.sampling.max_new_tokens),
-            "kl_kind": algorithm.kl_kind,
-        },
-    )
+    make(group.PolicyGroup, "policy", policy.PolicyRank, learner("policy"))
     if algorithm.has_critic:
-        make(group.CriticGroup, "critic", critic.CriticRank, learner("critic", config.critic))
+        make(group.CriticGroup, "critic", critic.CriticRank, learner("critic"))
     frozen = {"forward_tokens": config.policy.forward_tokens}
     if not config.is_own_reference:
         make(
             group.ReferenceGroup,
             "reference",
             reference.ReferenceReplica,
-            frozen | {"folder": folders["reference"], "temperature": temperature, "threads": threads["reference"]},
+            frozen
+            | {
+                "folder": folders["reference"],
+                "temperature": temperature,
+                "threads": threads["reference"],
+                "precision": config.policy.engine.precision,  # in another one the KL at step 0 were not 0
+            },
         )
     make(
         group.RewardGroup,
@@ -439,6 +447,22 @@ async def _start(
         parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}
     return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
+
+
+def learner_arguments(config: PPOConfig, role: str) -> dict[str, Any]:
+    """What PolicyLearner or CriticLearner takes from the configuration, their model aside."""
+    algorithm, loop = config.algorithm, config.loop
+    if role == "critic":
+        return {"config": config.critic, "total_steps": config.critic.optimizer_steps(loop.steps, loop.rollout_batch)}
+    rl_steps = loop.steps - algorithm.critic_warmup_steps
+    return {
+        "config": config.policy,
+        "total_steps": config.policy.optimizer_steps(rl_steps, loop.rollout_batch),
+        "temperature": config.sampling.temperature,
+        "normaliser": config.normaliser,
+        "normaliser_constant": config.policy.normaliser_constant or float(config.sampling.max_new_tokens),
+        "kl_kind": algorithm.kl_kind,
+    }
 
 
 def _folders(config: PPOConfig) -> dict[str, str]:

@@ -94,7 +94,7 @@ class PPO:
             ),
             roles.critic.update(CriticBatch(*common, values.values, estimate.returns), step),
         )
-        if step > config.critic_warmup_steps:  # before that nothing moves, and a KL of 0 says nothing about beta
+        if step > config.critic_warmup_steps:  # while the policy stands still its KL of 0 would only lower beta
             kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
             self.kl_control.update(kl, len(rollouts))
         sync = await roles.publisher.publish(step)

@@ -96,7 +96,11 @@ class GroupBaseline(_Estimator):
             advantages = rloo(rewards.sum(1), config.group_size)
         else:
             advantages = grpo(ends, config.group_size, scale_by_std=config.estimator == "grpo")
-        return Estimate(ends, rewards, torch.where(mask, advantages[:, None], 0.0), torch.zeros_like(rewards))
+        of_tokens = torch.where(mask, advantages[:, None], 0.0)
+        if config.truncation.level == "token":
+            cut = torch.where(experience.rollouts.finished, 0.0, -config.truncation.penalty)
+            of_tokens += token_rewards(cut, torch.zeros_like(rewards), mask, 0.0)
+        return Estimate(ends, rewards, of_tokens, torch.zeros_like(rewards))
 
 
 def ends_of_responses(scores: Tensor, experience: Experience, truncation: TruncationConfig) -> tuple[Tensor, Tensor]:
@@ -104,11 +108,15 @@ def ends_of_responses(scores: Tensor, experience: Experience, truncation: Trunca
 
     A finished response is terminal: its score, and 0 after it.  One that the length limit cut is
     not (Pardo et al. 2018, "Time Limits in Reinforcement Learning"): by `truncation.handling` its
-    score less a penalty ends it, or the critic's value takes the place of the score.
+    score less a penalty (which with `level` token is not counted here), or the penalty alone, ends it, or
+    the critic's value takes the place of the score.
     """
     finished, zero = experience.rollouts.finished, torch.zeros_like(scores)
+    if truncation.handling == "replace":
+        return torch.where(finished, scores, -truncation.penalty), zero
     if truncation.handling == "penalty":
-        return torch.where(finished, scores, scores - truncation.penalty), zero
+        penalty = truncation.penalty if truncation.level == "sequence" else 0.0
+        return torch.where(finished, scores, scores - penalty), zero
     return torch.where(finished, scores, zero), torch.where(finished, zero, experience.values.bootstrap)
 
 
@@ -124,5 +132,5 @@ class NoCritic:
     async def save(self, directory: str) -> None:
         """Nothing to keep."""
 
-    async def load(self, directory: str) -> None:
+    async def load(self, directory: str, lr_scale: float = 1.0) -> None:
         """Nothing was kept."""

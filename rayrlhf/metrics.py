@@ -25,22 +25,30 @@ class MetricsLog:
     """
 
     def __init__(self, directory: str, stage: str, done: int = -1) -> None:
-        from tensorboardX import SummaryWriter
-
         filesystem, self.directory = fsspec.core.url_to_fs(directory)
+        self._board_directory = f"{directory.rstrip('/')}/tensorboard/{stage}"
         self.stage, self.run = stage, os.path.basename(self.directory.rstrip("/"))
         self.is_local = "file" in filesystem.protocol
         self._filesystem = filesystem
         filesystem.makedirs(self.directory, exist_ok=True)
         # object stores cannot append: there each stage has a file of its own, written anew with every line
         self._path = f"{self.directory}/metrics{'' if self.is_local else '-' + stage}.jsonl"
+        self._gauges: dict[str, Any] = {}
+        self._open(done)
+
+    def _open(self, done: int) -> None:
+        from tensorboardX import SummaryWriter
+
         self._lines = self._earlier(done)
         self._file: TextIO | None = None
         if self.is_local:
             self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        board = f"{directory.rstrip('/')}/tensorboard/{stage}"
-        self._board = SummaryWriter(board, flush_secs=10, purge_step=done + 1)
-        self._gauges: dict[str, Any] = {}
+        self._board = SummaryWriter(self._board_directory, flush_secs=10, purge_step=done + 1)
+
+    def rewind(self, done: int) -> None:
+        """Drop the stage's rows after step `done`: those steps are taken again."""
+        self.close()
+        self._open(done)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one step's metrics, `{name: float}`."""

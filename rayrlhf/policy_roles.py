@@ -22,8 +22,8 @@ class _Around:
     async def save(self, directory: str) -> None:
         await self.policy.save(directory)
 
-    async def load(self, directory: str) -> None:
-        await self.policy.load(directory)
+    async def load(self, directory: str, lr_scale: float = 1.0) -> None:
+        await self.policy.load(directory, lr_scale)
 
 
 class AdapterOff:

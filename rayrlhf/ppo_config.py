@@ -41,6 +41,14 @@ class KLConfig(Section):
     horizon: float = Field(default=10_000, gt=0, description="sequences over which an adaptive beta moves by its error")
 
     @model_validator(mode="after")
+    def _adaptive(self) -> "KLConfig":
+        if self.target is None and self.horizon != 10_000:
+            raise ValueError(f"kl.horizon={self.horizon:g} has no effect without kl.target: set one, or leave it out")
+        if self.target is not None and not self.beta:
+            raise ValueError(f"kl.target={self.target:g} multiplies kl.beta, which is 0 and would stay so: raise it")
+        return self
+
+    @model_validator(mode="after")
     def _k1_is_no_loss(self) -> "KLConfig":
         if self.placement == "loss" and self.kind == "k1":
             raise ValueError(
@@ -53,12 +61,26 @@ class KLConfig(Section):
 class TruncationConfig(Section):
     """What a response is worth that the length limit cut before its end token."""
 
-    handling: Literal["penalty", "bootstrap"] = Field(
+    handling: Literal["penalty", "replace", "bootstrap"] = Field(
         default="penalty",
-        description="penalty: its score less `penalty`, and the end of the episode; "
-        "bootstrap: no score, the critic's value of the state after its last token stands for the rest",
+        description="penalty: its score less `penalty`, and the end of the episode; replace: -`penalty` in the place "
+        "of its score; bootstrap: no score, the critic's value of the state after its last token stands for the rest",
     )
-    penalty: float = Field(default=0.0, ge=0, description="taken from the score of a cut response")
+    penalty: float = Field(default=0.0, ge=0, description="what a cut response loses")
+    level: Literal["sequence", "token"] = Field(
+        default="sequence",
+        description="sequence: the penalty is part of the score, which grpo, dr_grpo and rloo compare within the "
+        "group; token: it is taken from the advantage of the last token alone",
+    )
+
+    @model_validator(mode="after")
+    def _level_needs_a_penalty(self) -> "TruncationConfig":
+        if self.level == "token" and (self.handling != "penalty" or not self.penalty):
+            raise ValueError(
+                f"truncation.level=token places a penalty, but handling={self.handling} and penalty={self.penalty:g}: "
+                "set handling=penalty and a penalty above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _penalty_needs_penalty(self) -> "TruncationConfig":
@@ -124,6 +146,10 @@ class AlgorithmConfig(Section):
             raise ValueError(f"estimator={name} sees the score alone: set kl.placement=loss, or estimator=rloo")
         if self.kl_in_loss and self.kl_kind == "k1":
             raise ValueError(f"estimator={name} has the KL in the loss, where kl.kind=k1 has no gradient: set k2 or k3")
+        if self.truncation.level == "token" and not is_grouped:
+            raise ValueError(
+                f"truncation.level=token: with estimator={name} the score stands on the last token anyway: leave it out"
+            )
         if not self.has_critic and self.truncation.handling == "bootstrap":
             raise ValueError(f"truncation.handling=bootstrap needs a critic; estimator={name} has none: set penalty")
         if not self.has_critic and self.critic_warmup_steps:
@@ -132,6 +158,22 @@ class AlgorithmConfig(Section):
             raise ValueError(f"lam={self.lam} has no effect with estimator={name}: leave it out")
         if is_grouped and (self.gamma != 1.0 or not self.whiten):
             raise ValueError(f"gamma and whiten have no effect with estimator={name}: leave them out")
+        return self
+
+
+class RollbackConfig(Section):
+    """What RL does when optimizer steps are skipped in a row: back to the newest checkpoint, on with prompts that
+    were not used yet (Chowdhery et al. 2022, PaLM, section 5.1)."""
+
+    max_rollbacks: int = Field(default=2, ge=0, description="rollbacks of a run; the next one is a stop with a report")
+    lr_factor: float = Field(
+        default=0.5, gt=0, le=1, description="every rollback multiplies the learning rates of policy and critic by this"
+    )
+
+    @model_validator(mode="after")
+    def _factor_needs_a_rollback(self) -> "RollbackConfig":
+        if not self.max_rollbacks and self.lr_factor != 0.5:
+            raise ValueError(f"rollback.lr_factor={self.lr_factor} has no effect with max_rollbacks=0: leave it out")
         return self
 
 
@@ -144,6 +186,9 @@ class LoopConfig(Section):
     evaluation_prompts: int = Field(default=128, ge=1, description="held-out prompts of such an evaluation")
     save_every: int = Field(default=20, ge=1, description="steps between checkpoints; the last step is always saved")
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
+    rollback: RollbackConfig = Field(
+        default_factory=RollbackConfig, description="when optimizer steps are skipped in a row"
+    )
     best: EvaluationMetric = Field(
         default="eval/score", description="the evaluation metric whose highest value marks the best step"
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import fsspec
@@ -18,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rayrlhf.batches import Prompts
-from rayrlhf.checkpoint import StageWriter, find_stage
+from rayrlhf.checkpoint import StageDir, StageWriter, find_stage
 from rayrlhf.coordinator import PPO, Roles
+from rayrlhf.errors import CheckpointError, DivergenceError
 from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
@@ -27,6 +29,7 @@ from rayrlhf.ppo_metrics import CONSOLE, step_metrics
 from rayrlhf.rollout_texts import texts_of
 from rayrlhf.timing import Stopwatch
 
+_PROGRESS = "loop.json"
 Gold = Callable[[list[str], list[str]], list[float]]
 # label of each evaluation metric on the console line
 _EVALUATION = {
@@ -80,16 +83,34 @@ class Evaluator:
 
 
 @dataclass
+class Progress:
+    """Where a run is; saved with every checkpoint."""
+
+    step: int = 0  # RL steps that are in the weights
+    best: float = -math.inf  # evaluation so far
+    batches: int = 0  # of prompts that were used: more than steps after a rollback
+    num_rollbacks: int = 0
+    lr_scale: float = 1.0  # what the rollbacks left of the learning rates
+    seconds: float = 0.0  # spent up to the checkpoint
+
+    @classmethod
+    def of(cls, stage: StageDir) -> Progress:
+        """That of a checkpoint."""
+        with open(os.path.join(stage.state_dir, _PROGRESS), encoding="utf-8") as file:
+            return cls(**json.load(file)["progress"])
+
+
+@dataclass
 class PPOLoop:
     """Runs `config.steps` steps from wherever the newest checkpoint left off.
 
-    `prompts(start)` gives the prompt batches from step `start + 1` on; `stage_root` is
+    `prompts` gives prompt batches without end, the first one that was not used yet first; `stage_root` is
     `runs/NAME/ppo`; `describe` and `parents` go into each `stage.json`.
     """
 
     ppo: PPO
     config: LoopConfig
-    prompts: Callable[[int], Generator[Prompts]]
+    prompts: Generator[Prompts]
     evaluator: Evaluator
     log: MetricsLog
     stopwatch: Stopwatch
@@ -98,41 +119,49 @@ class PPOLoop:
     parents: dict[str, str]
     console: Console
 
-    async def run(self, resume: bool) -> str:
-        """All remaining steps; returns the last step's stage directory."""
-        started = time.time()
-        done, best, before = await self._load() if resume else (0, float("-inf"), 0.0)
-        path = f"{self.stage_root}/step_{done:06d}"
-        if not done:
-            await self.ppo.roles.publisher.publish(0)
-            self.log.log(0, await self._evaluate(0))
-        batches = self.prompts(done)
+    async def run(self, resume: Progress | None = None) -> str:
+        """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
+
+        Raises DivergenceError when rolling back did not help.
+        """
+        self.progress = progress = resume or Progress()
+        self._began = time.time() - progress.seconds
         try:
-            return await self._steps(batches, done, best, started - before, path)
+            if resume is None:
+                await self.ppo.roles.publisher.publish(0)
+                self.log.log(0, await self._evaluate(0))
+            else:
+                self._print(f"resumed after step {progress.step} from {await self._load()}")
+            while progress.step < self.config.steps:
+                try:
+                    await self._step(progress.step + 1)
+                except DivergenceError as error:
+                    await self._roll_back(error)
+            return f"{self.stage_root}/step_{progress.step:06d}"
         finally:
             with suppress(ValueError):  # where a thread is reading from it still, it ends with the process
-                batches.close()
+                self.prompts.close()
 
-    async def _steps(self, batches: Generator[Prompts], done: int, best: float, began_s: float, path: str) -> str:
-        """The steps after `done`; `began_s` is when the run began, earlier attempts counted."""
-        config = self.config
-        for step in range(done + 1, config.steps + 1):
-            began = time.perf_counter()
-            self.stopwatch.take()
-            prompts = await asyncio.to_thread(next, batches)
-            metrics = step_metrics(await self.ppo.step(prompts, step))
-            metrics |= self.stopwatch.take() | {"time/step_s": time.perf_counter() - began}
-            metrics["perf/rollout_tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/step_s"]
-            self._say(step, metrics)
-            is_evaluated = step % config.evaluate_every == 0 or step == config.steps
-            if is_evaluated:
-                metrics |= await self._evaluate(step)
-            self.log.log(step, metrics)
-            is_best = is_evaluated and self._beats(metrics, best)
-            best = metrics[config.best] if is_best else best
-            if is_best or step % config.save_every == 0 or step == config.steps:
-                path = await self._save(step, metrics, best, is_best, time.time() - began_s)
-        return path
+    async def _step(self, step: int) -> None:
+        """One RL step with what belongs to it: metrics, evaluation, checkpoint."""
+        config, progress, began = self.config, self.progress, time.perf_counter()
+        self.stopwatch.take()
+        prompts = await asyncio.to_thread(next, self.prompts)
+        progress.batches += 1
+        metrics = step_metrics(await self.ppo.step(prompts, step))
+        metrics |= self.stopwatch.take() | {"time/step_s": time.perf_counter() - began}
+        metrics["perf/rollout_tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/step_s"]
+        metrics["optim/rollbacks"] = float(progress.num_rollbacks)
+        progress.step = step
+        self._say(step, metrics)
+        is_evaluated = step % config.evaluate_every == 0 or step == config.steps
+        if is_evaluated:
+            metrics |= await self._evaluate(step)
+        self.log.log(step, metrics)
+        is_best = is_evaluated and self._beats(metrics, progress.best)
+        progress.best = metrics[config.best] if is_best else progress.best
+        if is_best or step % config.save_every == 0 or step == config.steps:
+            await self._save(step, metrics, is_best)
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:
         bound = self.config.max_kl
@@ -165,12 +194,13 @@ class PPOLoop:
         filesystem.pipe_file(f"{directory}/step_{step:06d}.jsonl", rows.encode())
         return metrics
 
-    async def _save(self, step: int, metrics: dict[str, float], best: float, is_best: bool, seconds: float) -> str:
+    async def _save(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        self.progress.seconds = time.time() - self._began
         writer = StageWriter(self.stage_root, step)
         await asyncio.gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
-        with open(os.path.join(writer.state_dir, "loop.json"), "w", encoding="utf-8") as file:
-            json.dump({"step": step, "best": best, "algorithm": self.ppo.state_dict()}, file)
-        return writer.finish(
+        with open(os.path.join(writer.state_dir, _PROGRESS), "w", encoding="utf-8") as file:
+            json.dump({"progress": asdict(self.progress), "algorithm": self.ppo.state_dict()}, file)
+        writer.finish(
             "ppo",
             self.describe,
             self.parents,
@@ -178,16 +208,43 @@ class PPOLoop:
             is_best=is_best,
             is_final=step == self.config.steps,
             keep=self.config.keep,
-            seconds=seconds,
+            seconds=self.progress.seconds,
         )
 
-    async def _load(self) -> tuple[int, float, float]:
-        """Put every role where the newest checkpoint left it; (steps done, best evaluation so far, seconds spent)."""
-        stage = find_stage(self.stage_root, kind="ppo")
-        with open(os.path.join(stage.state_dir, "loop.json"), encoding="utf-8") as file:
-            state = json.load(file)
-        await asyncio.gather(self.ppo.roles.policy.load(stage.path), self.ppo.roles.critic.load(stage.path))
-        self.ppo.load_state_dict(state["algorithm"])
-        await self.ppo.roles.publisher.publish(state["step"])
-        self._print(f"resumed after step {state['step']} from {stage.path}")
-        return state["step"], state["best"], stage.manifest["seconds"]
+    async def _load(self) -> str:
+        """Put every role where the newest checkpoint left it; returns its directory."""
+        roles, stage = self.ppo.roles, find_stage(self.stage_root, kind="ppo")
+        with open(os.path.join(stage.state_dir, _PROGRESS), encoding="utf-8") as file:
+            self.ppo.load_state_dict(json.load(file)["algorithm"])
+        scale = self.progress.lr_scale
+        await asyncio.gather(roles.policy.load(stage.path, scale), roles.critic.load(stage.path, scale))
+        await roles.publisher.publish(self.progress.step)
+        return stage.path
+
+    async def _roll_back(self, error: DivergenceError) -> None:
+        """Every role as in the newest checkpoint, with lower learning rates; prompts go on where they are.
+
+        Raises `error` where there is no rollback left, or no checkpoint.
+        """
+        settings, now = self.config.rollback, self.progress
+        if now.num_rollbacks >= settings.max_rollbacks:
+            raise DivergenceError(
+                f"{error}\nloop.rollback.max_rollbacks={settings.max_rollbacks} rollbacks are used up; more of them "
+                "let this run go on from its newest checkpoint"
+            ) from error
+        try:
+            then = Progress.of(find_stage(self.stage_root, kind="ppo"))
+        except CheckpointError:
+            raise DivergenceError(
+                f"{error}\nThere is no checkpoint yet to go back to: loop.save_every is {self.config.save_every}"
+            ) from error
+        self._print(f"warning: {error}", style="yellow")
+        now.step, now.best, now.num_rollbacks = then.step, then.best, now.num_rollbacks + 1
+        now.lr_scale *= settings.lr_factor
+        path = await self._load()
+        self.log.rewind(now.step)
+        self._print(
+            f"rolled back to {path} ({now.num_rollbacks} of {settings.max_rollbacks}), on with new prompts and "
+            f"{now.lr_scale:g} of the learning rates",
+            style="yellow",
+        )

@@ -28,8 +28,9 @@ class Policy(Protocol):
     async def save(self, directory: str) -> None:
         """Write `model/` and the policy's part of `state/` under `directory`."""
 
-    async def load(self, directory: str) -> None:
-        """Restore weights, optimizer, schedule and RNG from what `save` wrote."""
+    async def load(self, directory: str, lr_scale: float) -> None:
+        """Restore weights, optimizer, schedule and RNG from what `save` wrote; from now on the learning rate is
+        `lr_scale` of the schedule's."""
 
 
 class Critic(Protocol):
@@ -44,8 +45,8 @@ class Critic(Protocol):
     async def save(self, directory: str) -> None:
         """Write the critic's part of `state/` under `directory`."""
 
-    async def load(self, directory: str) -> None:
-        """Restore what `save` wrote."""
+    async def load(self, directory: str, lr_scale: float) -> None:
+        """Restore what `save` wrote; `lr_scale` as the policy's."""
 
 
 class Reference(Protocol):

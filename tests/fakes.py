@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
+from rayrlhf.errors import DivergenceError
 
 
 @dataclass
@@ -27,6 +28,9 @@ class FakeRoles:
     calls: list[str] = field(default_factory=list)
     batches: list[PolicyBatch | CriticBatch] = field(default_factory=list)
     kl_coefficients: list[float] = field(default_factory=list)
+    diverges_at: list[int] = field(default_factory=list)  # numbers of the policy's updates, from 1, that raise
+    updates: int = 0
+    lr_scales: list[float] = field(default_factory=list)  # what `load` was given
 
     async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
         self.calls.append("generate")
@@ -97,6 +101,10 @@ class FakePolicy:
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> dict[str, float]:
         self.shared.calls.append("policy.update")
         self.shared.kl_coefficients.append(kl_coefficient)
+        self.shared.updates += 1
+        if self.shared.updates in self.shared.diverges_at:
+            self.shared.logprob = float("nan")
+            raise DivergenceError("the policy's training diverged")
         self.shared.batches.append(batch)
         self.shared.logprob += 0.125
         return {"loss/policy_avg": 0.25}
@@ -106,7 +114,8 @@ class FakePolicy:
         with open(f"{directory}/model/config.json", "w") as file:
             json.dump(self.shared.logprob, file)
 
-    async def load(self, directory: str) -> None:
+    async def load(self, directory: str, lr_scale: float) -> None:
+        self.shared.lr_scales.append(lr_scale)
         with open(f"{directory}/model/config.json") as file:
             self.shared.logprob = json.load(file)
 
@@ -126,7 +135,7 @@ class FakeCritic:
     async def save(self, directory: str) -> None:
         os.makedirs(f"{directory}/state", exist_ok=True)
 
-    async def load(self, directory: str) -> None:
+    async def load(self, directory: str, lr_scale: float) -> None:
         assert os.path.isdir(f"{directory}/state")
 
 

@@ -82,6 +82,25 @@ def test_the_penalty_of_a_cut_response_enters_the_baseline():
     assert found.advantages[:2, 1].tolist() == [0.5, -0.5]  # scores 1 and 3 - 2.5
 
 
+def test_a_fixed_score_takes_the_place_of_a_cut_responses_own():
+    cut = (True, False, True, True)
+    found = estimate(
+        0.0, cut, estimator="rloo", group_size=2, truncation=TruncationConfig(handling="replace", penalty=2.5)
+    )
+    assert found.ends[:2].tolist() == [1.0, -2.5] and found.advantages[:2, 1].tolist() == [3.5, -3.5]
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "dr_grpo"])
+def test_a_penalty_at_the_token_is_the_last_tokens_alone(estimator):
+    """Row 1 has two response tokens: its scores are compared as they are, and only its last token pays."""
+    cut, penalty = (True, False, True, True), TruncationConfig(penalty=2.5, level="token")
+    with_it = estimate(0.0, cut, estimator=estimator, group_size=2, truncation=penalty)
+    without = estimate(0.0, cut, estimator=estimator, group_size=2)
+    assert with_it.ends.tolist() == without.ends.tolist()
+    change = with_it.advantages - without.advantages
+    assert change[1].tolist() == [0.0, 0.0, -2.5] and change[[0, 2, 3]].abs().sum() == 0
+
+
 def test_the_kind_of_kl_in_the_reward():
     found = estimate(1.0, estimator="reinforce_pp", kl=KLConfig(kind="k2"), whiten=False)
     assert float(found.rewards[3, 1]) == pytest.approx(4.0 - 2.0)  # 2^2 / 2
@@ -97,6 +116,11 @@ def test_the_kind_of_kl_in_the_reward():
         ({"estimator": "rloo", "group_size": 2, "truncation": {"handling": "bootstrap"}}, "needs a critic"),
         ({"estimator": "reinforce_pp", "lam": 0.9}, "lam=0.9 has no effect"),
         ({"estimator": "rloo", "group_size": 2, "gamma": 0.9}, "gamma and whiten have no effect"),
+        ({"truncation": {"penalty": 1, "level": "token"}}, "with estimator=gae the score stands on the last token"),
+        ({"truncation": {"level": "token"}}, "handling=penalty and penalty=0"),
+        ({"truncation": {"handling": "replace", "level": "token", "penalty": 1}}, "handling=replace and penalty=1"),
+        ({"kl": {"horizon": 300}}, "kl.horizon=300 has no effect without kl.target"),
+        ({"kl": {"beta": 0, "target": 6}}, "kl.target=6 multiplies kl.beta, which is 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config, message):

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 
 import pytest
@@ -9,9 +10,10 @@ from rich.console import Console
 
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.coordinator import PPO, Roles
+from rayrlhf.errors import DivergenceError
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
-from rayrlhf.ppo_loop import Evaluator, PPOLoop
+from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
 from rayrlhf.timing import Stopwatch
 from tests.fakes import FakeRoles, prompts
 
@@ -23,8 +25,10 @@ class Words:
         return " ".join(f"w{t}" for t in tokens.tolist())
 
 
-def loop(fake: FakeRoles, run, steps: int, gold=None, done: int = -1, **options) -> PPOLoop:
-    config = LoopConfig(steps=steps, rollout_batch=2, evaluate_every=2, save_every=1, keep=9, **options)
+def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None = None, **options) -> PPOLoop:
+    """A loop that has used the prompts of `progress`; `progress.step` of a resumed run."""
+    options = {"save_every": 1, **options}
+    config = LoopConfig(steps=steps, rollout_batch=2, evaluate_every=2, keep=9, **options)
     stopwatch = Stopwatch()
     policy = stopwatch.timed(fake.policy, "policy")
     ppo = PPO(
@@ -35,9 +39,9 @@ def loop(fake: FakeRoles, run, steps: int, gold=None, done: int = -1, **options)
     return PPOLoop(
         ppo=ppo,
         config=config,
-        prompts=lambda start: (prompts(2, first=2 * n) for n in range(start, steps)),
+        prompts=(prompts(2, first=2 * n) for n in itertools.count(progress.batches if progress else 0)),
         evaluator=Evaluator(prompts(3), Words(), gold, seed=1),
-        log=MetricsLog(f"{run}", "ppo", done),
+        log=MetricsLog(f"{run}", "ppo", progress.step if progress else -1),
         stopwatch=stopwatch,
         stage_root=f"{run}/ppo",
         describe={"steps": steps},
@@ -52,7 +56,7 @@ def rows_of(run) -> dict[int, dict]:
 
 
 def test_a_run_logs_every_step_evaluates_and_saves(tmp_path):
-    last = asyncio.run(loop(FakeRoles(), tmp_path, 3, gold=lambda p, r: [0.5, 0.5, -1.0]).run(resume=False))
+    last = asyncio.run(loop(FakeRoles(), tmp_path, 3, gold=lambda p, r: [0.5, 0.5, -1.0]).run())
     rows = rows_of(tmp_path)
     assert sorted(rows) == [0, 1, 2, 3]
     assert [step for step in rows if "eval/score" in rows[step]] == [0, 2, 3], "before, every 2, and at the end"
@@ -65,18 +69,19 @@ def test_a_run_logs_every_step_evaluates_and_saves(tmp_path):
 
 def test_the_best_step_is_within_the_bound_on_kl(tmp_path):
     fake = FakeRoles(logprob=-1.0, reference=-1.0)  # KL grows by 3 * 0.125 nats a step; the score never changes
-    asyncio.run(loop(fake, tmp_path, 4, best="eval/kl", max_kl=1.0).run(resume=False))
+    asyncio.run(loop(fake, tmp_path, 4, best="eval/kl", max_kl=1.0).run())
     assert find_stage(f"{tmp_path}/ppo/best").manifest["step"] == 2
     assert find_stage(f"{tmp_path}/ppo").manifest["step"] == 4
 
 
 def test_resumed_after_any_step_it_gives_the_numbers_of_the_undisturbed_run(tmp_path):
-    asyncio.run(loop(FakeRoles(), tmp_path / "whole", 4).run(resume=False))
+    asyncio.run(loop(FakeRoles(), tmp_path / "whole", 4).run())
     whole = rows_of(tmp_path / "whole")
     for killed_after in (1, 3):
         run = tmp_path / f"killed-{killed_after}"
-        asyncio.run(loop(FakeRoles(), run, killed_after).run(resume=False))
-        asyncio.run(loop(FakeRoles(), run, 4, done=killed_after).run(resume=True))
+        asyncio.run(loop(FakeRoles(), run, killed_after).run())
+        progress = Progress.of(find_stage(f"{run}/ppo"))
+        asyncio.run(loop(FakeRoles(), run, 4, progress=progress).run(progress))
         rows = rows_of(run)
         for step, row in whole.items():
             same = {k: v for k, v in row.items() if not k.startswith(("time", "perf"))}
@@ -84,3 +89,36 @@ def test_resumed_after_any_step_it_gives_the_numbers_of_the_undisturbed_run(tmp_
                 k: v for k, v in same.items() if not k.startswith("eval/")
             }
     assert whole[4]["objective/beta"] != whole[1]["objective/beta"], "the adaptive beta moved, so it was restored too"
+
+
+def test_a_divergence_rolls_back_to_the_newest_checkpoint_with_new_prompts_and_a_lower_rate(tmp_path):
+    """Checkpoints after steps 2 and 4; the 4th update diverges, and the 3rd one after the rollback again."""
+    fake = FakeRoles(diverges_at=[4, 6])
+    done = loop(fake, tmp_path, 5, save_every=2, rollback={"lr_factor": 0.25})
+    asyncio.run(done.run())
+    assert fake.lr_scales == [0.25, 0.0625]
+    assert fake.logprob == -1.0 + 5 * 0.125, "the weights of step 2, and three updates more"
+    # updates 1 2 3 (4: back to 2) 5 (6: back to 2) 7 8 9, each on prompts of its own
+    assert done.progress.batches == 9 and done.progress.num_rollbacks == 2
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5], "each step once"
+    scores = [row.get("objective/scores") for row in rows]  # of batch n, from 0: prompts 2n and 2n + 1
+    assert scores == [None, 0.5, 2.5, 12.5, 14.5, 16.5]
+    assert [row.get("optim/rollbacks") for row in rows] == [None, 0, 0, 2, 2, 2]
+    assert "rolled back to" in done.console.file.getvalue()
+    resumed = Progress.of(find_stage(f"{tmp_path}/ppo"))
+    assert (resumed.step, resumed.batches, resumed.num_rollbacks, resumed.lr_scale) == (5, 9, 2, 0.0625)
+
+
+@pytest.mark.parametrize(
+    ("options", "diverges_at", "told"),
+    [
+        ({"save_every": 9}, [1], "no checkpoint yet to go back to: loop.save_every is 9"),
+        ({"rollback": {"max_rollbacks": 1}}, [2, 3], "loop.rollback.max_rollbacks=1 rollbacks are used up"),
+        ({"rollback": {"max_rollbacks": 0}}, [2], "loop.rollback.max_rollbacks=0 rollbacks are used up"),
+    ],
+)
+def test_where_no_rollback_is_left_the_run_stops(tmp_path, options, diverges_at, told):
+    with pytest.raises(DivergenceError, match="the policy's training diverged") as error:
+        asyncio.run(loop(FakeRoles(diverges_at=diverges_at), tmp_path, 4, **options).run())
+    assert told in str(error.value)

@@ -10,12 +10,18 @@ other, positions start anew with each, and from them transformers makes attentio
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _PACKS = "packs_rows"  # an attribute of the model, read by every pass
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """What a forward pass runs in, by `EngineConfig.precision`: with bf16 matrix products in bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def use_packing(model: Any) -> None:

@@ -74,7 +74,9 @@ def position_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
 
     Entry t has read tokens 0..t; as a value it is the value of the state after token t.
     """
-    scores = model.score(last_hidden(model, tokens, lengths))[..., 0].float()
+    hidden = last_hidden(model, tokens, lengths)
+    with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would leave a score 8 bits
+        scores = model.score(hidden.float())[..., 0]
     real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
     return torch.where(real, scores, 0.0)
 

@@ -55,6 +55,12 @@ class EngineConfig(Section):
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
     guard: GuardConfig = Field(default=GuardConfig(), description="steps that are skipped")
 
+    @model_validator(mode="after")
+    def _sgd_has_no_moments(self) -> "EngineConfig":
+        if self.optimizer == "sgd" and (self.betas != (0.9, 0.95) or self.eps != 1e-8):
+            raise ValueError("betas and eps are AdamW's and have no effect with optimizer=sgd: leave them out")
+        return self
+
 
 class EarlyStopping(Section):
     """Stop when the validation no longer improves, and keep the best weights seen."""

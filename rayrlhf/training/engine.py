@@ -14,7 +14,8 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from rayrlhf.algorithms.spike_guard import SpikeGuard
 from rayrlhf.errors import CheckpointError
 from rayrlhf.models import adapters
+from rayrlhf.models.forward import autocast
 from rayrlhf.training import distributed, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor
@@ -35,14 +37,19 @@ _LOSS, _NORM = "engine/loss", "engine/squared_norm"  # reduced with the caller's
 
 class _Root(nn.Module):
     """What DeepSpeed wraps: its forward is the loss function, so every use of the model's parts is
-    inside one DeepSpeed forward, whichever of the model's modules the loss calls."""
+    inside one DeepSpeed forward, whichever of the model's modules the loss calls.
 
-    def __init__(self, model: nn.Module) -> None:
+    Autocast is entered here, as DeepSpeed's forward switches off one of CUDA that is around it.
+    """
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
         self.model = model
+        self.autocast = autocast
 
     def forward(self, microbatch: Any, loss_fn: LossFn, stats: dict[str, Any]) -> Tensor:
-        loss, found = loss_fn(microbatch)
+        with self.autocast():
+            loss, found = loss_fn(microbatch)
         stats.update(found)
         return loss
 
@@ -67,7 +74,8 @@ class Engine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = distributed.device()
         deepspeed = _import_deepspeed(self.device)
-        root = _Root(model.to(self.device))
+        self._autocast = partial(autocast, self.device, config.precision)
+        root = _Root(model.to(self.device), self._autocast)
         self._engine, *_ = deepspeed.initialize(
             model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size)
         )
@@ -96,8 +104,7 @@ class Engine:
         for microbatch, is_last in _marked(microbatches):
             self._engine.set_gradient_accumulation_boundary(is_last)
             stats: dict[str, Any] = {}
-            with self._autocast():
-                loss = self._engine(microbatch, loss_fn, stats)
+            loss = self._engine(microbatch, loss_fn, stats)
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
             _add(totals, stats | {_LOSS: loss})
         is_whole = self.config.zero_stage == 0  # on every rank, so that one counts
@@ -129,11 +136,6 @@ class Engine:
                 yield
         finally:
             self._engine.train()
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def _apply_or_skip(self, loss: float, norm: float, name: str) -> float:
         """Update, or drop the gradients; both numbers are of the whole minibatch, so all ranks do the same.
@@ -192,8 +194,7 @@ class Engine:
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
-        if "guard" in client:  # not in states of versions without one
-            self.guard.load_state_dict(client["guard"])
+        self.guard.load_state_dict(client["guard"])
         rng = torch.load(self._rng_path(directory), weights_only=False)
         torch.set_rng_state(rng["torch"])
         random.setstate(rng["python"])

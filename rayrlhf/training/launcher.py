@@ -158,9 +158,8 @@ def _complete(
     rows = ds if derive is None else derive(ds)
     if reference is None:
         return rows
-    resources = {"num_cpus": train.cpus_per_worker, "num_gpus": train.gpus_per_worker or None}
     columns = loss.reference_columns
-    return with_reference(rows, columns, reference, train.microbatch_tokens, train.num_workers, resources)
+    return with_reference(rows, columns, reference, train)
 
 
 def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:

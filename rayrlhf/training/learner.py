@@ -91,9 +91,8 @@ class Learner:
         return (
             f"the {self.role}'s training diverged: {guard.num_in_row} optimizer steps in a row were skipped "
             f"({guard.num_skipped} in the whole run). The last ones:\n  {recent}\n"
-            "None of the skipped ones is in the weights, and the run goes on from its newest checkpoint when it is "
-            f"started again, which helps after a fault of a machine. Else give another run.name a lower {prefix}.lr "
-            f"(now {config.lr:g}), a longer {prefix}.warmup_steps (now {config.warmup_steps}), "
+            f"None of the skipped ones is in the weights. Give another run.name a lower {prefix}.lr "
+            f"(now {config.lr * self.engine.lr_scale:g}), a longer {prefix}.warmup_steps (now {config.warmup_steps}), "
             f"{prefix}.precision=float32 (now {config.precision}) or, where healthy steps are taken for spikes, "
             f"a higher {prefix}.guard.bound (now {config.guard.bound or 'null'})"
         )
@@ -135,9 +134,13 @@ class Learner:
         """The engine's state and `state`, by every rank."""
         self.engine.save_state(os.path.join(state_directory, self.role), self.state())
 
-    def load(self, state_directory: str) -> None:
-        """Weights, optimizer, schedule, RNG and `state` as `save` left them.  Raises CheckpointError."""
+    def load(self, state_directory: str, lr_scale: float = 1.0) -> None:
+        """Weights, optimizer, schedule, RNG and `state` as `save` left them, and from now on `lr_scale` of the
+        schedule's learning rate.  Skipped steps stay counted.  Raises CheckpointError."""
+        num_skipped = self.engine.guard.num_skipped
         self.load_own_state(self.engine.load_state(os.path.join(state_directory, self.role)))
+        self.engine.guard.num_skipped = max(num_skipped, self.engine.guard.num_skipped)
+        self.engine.lr_scale = lr_scale
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the engine's."""

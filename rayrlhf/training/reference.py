@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
+    from rayrlhf.training.config import TrainConfig
+
 _ROWS = 256  # handed to an actor at once; its forward passes are cut by tokens
 
 
@@ -15,43 +17,44 @@ def with_reference(
     ds: Dataset,
     columns: dict[str, str],
     folder: str,
-    microbatch_tokens: int,
-    num_actors: int,
-    resources: dict[str, Any],
+    train: TrainConfig,
 ) -> Dataset:
     """Encoded rows, and for each column of token ids in `columns` another one: the log-probability that the
     model in `folder` gives the tokens after `prompt_length`, summed, in nats.
 
-    `num_actors` actors hold the model, each with `resources` (arguments of `map_batches`).
+    As many actors hold the model as `train` has workers, with a worker's CPUs, GPUs, threads, microbatches and
+    precision (in another one training would not start at the reference).
     """
     return ds.map_batches(
         _Reference,
-        fn_constructor_args=(columns, folder, microbatch_tokens),
+        fn_constructor_args=(columns, folder, train),
         batch_size=_ROWS,
         batch_format="pyarrow",
-        concurrency=num_actors,
-        **resources,
+        concurrency=train.num_workers,
+        num_cpus=train.cpus_per_worker,
+        num_gpus=train.gpus_per_worker or None,
     )
 
 
 class _Reference:
     """An actor of Ray Data with the reference."""
 
-    def __init__(self, columns: dict[str, str], folder: str, microbatch_tokens: int) -> None:
+    def __init__(self, columns: dict[str, str], folder: str, train: TrainConfig) -> None:
         import torch
 
         from rayrlhf.models.causal_lm import load_causal_lm
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(train.threads_per_worker)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = load_causal_lm(folder)
         self.model = model.to(self.device).eval()
-        self.columns, self.microbatch_tokens = columns, microbatch_tokens
+        self.columns, self.train = columns, train
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
         import torch
 
+        from rayrlhf.models.forward import autocast
         from rayrlhf.training.losses import completion_logprobs
         from rayrlhf.training.microbatches import microbatches
 
@@ -59,8 +62,8 @@ class _Reference:
         for ids, name in self.columns.items():
             texts = batch.column(ids).to_pylist()
             sums = torch.zeros(len(texts))
-            with torch.no_grad():
-                for rows in microbatches([len(text) for text in texts], self.microbatch_tokens, 1, 0):
+            with torch.no_grad(), autocast(self.device, self.train.engine.precision):
+                for rows in microbatches([len(text) for text in texts], self.train.microbatch_tokens, 1, 0):
                     some = [texts[n] for n in rows], [starts[n] for n in rows]
                     sums[rows] = completion_logprobs(self.model, *some, self.device).cpu()
             batch = batch.append_column(name, pa.array(sums.numpy(), pa.float32()))

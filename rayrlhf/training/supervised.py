@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -120,6 +121,11 @@ class Supervised:
         finally:
             if report is not None:
                 report.close()
+        if stopping and self.progress.best is None:
+            raise DivergenceError(
+                f"stage {self.stage.name}: no validation gave a finite {stopping.metric}, so no step is the best one. "
+                f"Lower train.engine.lr (now {self.train.engine.lr:g}), or look at the validation rows"
+            )
         if stopping and self.engine.rank == 0:
             path = make_final(self.stage.run.stage(self.stage.name), self.progress.best_step, self._seconds())
         return path
@@ -276,7 +282,8 @@ class _Progress:
                 f"train.early_stopping.metric is {stopping.metric!r}, which no validation gives; there are {known}"
             )
         value = metrics[stopping.metric]
-        if self.best is None or (value > self.best if stopping.goal == "max" else value < self.best):
+        is_number = math.isfinite(value)
+        if is_number and (self.best is None or (value > self.best if stopping.goal == "max" else value < self.best)):
             self.best, self.best_step, self.num_worse = value, self.step, 0
             return True
         self.num_worse += 1

@@ -1,6 +1,16 @@
-"""A reward function, named in configurations as tests.jobs.rewards:vowels."""
+"""Reward functions, named in configurations as tests.jobs.rewards:vowels."""
+
+import itertools
+
+_CALLS = itertools.count(1)
 
 
 def vowels(prompts: list[str], responses: list[str]) -> list[float]:
     """How many vowels a response has."""
     return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+
+
+def spoilt(prompts: list[str], responses: list[str]) -> list[float]:
+    """`vowels`, but of a size no loss can take in the fourth call of a process."""
+    size = 3e38 if next(_CALLS) == 4 else 1.0
+    return [size * (-1) ** n * score for n, score in enumerate(vowels(prompts, responses))]

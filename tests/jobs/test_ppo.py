@@ -13,6 +13,7 @@ from jobs import dpo, ppo
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError
+from rayrlhf.ppo_loop import Progress as PPOProgress
 
 STEPS = 2
 
@@ -150,6 +151,67 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
     assert rows[1]["loss/kl_avg"] >= 0 and rows[1]["loss/pretraining_avg"] > 1
     assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
     assert not (Path(path) / "state" / "critic").exists()
+
+
+def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_path, ray_local, capsys):
+    """The scores of step 2 (call 1: before training, 2: step 1, 3: its evaluation) overflow; its prompts are left."""
+    keys = {"reward_function": "tests.jobs.rewards:spoilt", "rollout.engine": "transformers"}
+    keys |= {"policy.engine.min_lr_ratio": 1.0, "critic.engine.min_lr_ratio": 1.0, "loop.rollback.lr_factor": 0.25}
+    config = load(ppo.PPOConfig, None, overrides(tmp_path, tiny_model("llama"), "null", prompts_file, **keys))
+    ppo.check(config)
+    path = ppo.run(config)
+    rows = rows_of(tmp_path)
+    assert sorted(rows) == [0, 1, 2]
+    assert_invariants(rows)
+    for role in ("policy", "critic"):
+        assert rows[2][f"optim/{role}_lr"] == rows[1][f"optim/{role}_lr"] / 4
+        assert rows[2][f"optim/{role}_skipped_steps"] == 3, "they stay counted"
+    assert (rows[1]["optim/rollbacks"], rows[2]["optim/rollbacks"]) == (0, 1)
+    said = capsys.readouterr().out
+    assert "training diverged: 3 optimizer steps in a row were skipped" in said
+    assert f"rolled back to {tmp_path}/tiny/ppo/step_000001 (1 of 2)" in said
+    progress = PPOProgress.of(find_stage(path))
+    assert (progress.step, progress.batches, progress.lr_scale) == (2, 3, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "normaliser", "kl_kind"),
+    [
+        ("gae", "tokens", "k1"),
+        ("grpo", "sequence_mean", "k3"),
+        ("dr_grpo", "constant", "k3"),
+        ("rloo", "tokens", "k1"),
+        ("reinforce_pp", "tokens", "k1"),
+    ],
+)
+def test_what_the_learners_are_given(estimator, normaliser, kl_kind, tmp_path):
+    def config(**keys):
+        given = overrides(tmp_path, "model", "reward", "prompts", **{"algorithm.estimator": estimator} | keys)
+        if estimator != "gae":
+            given.remove("critic.minibatch=4")
+        if estimator in ("grpo", "dr_grpo", "rloo"):
+            given.append("algorithm.group_size=2")
+        return load(ppo.PPOConfig, None, given)
+
+    chosen = config(**{"sampling.temperature": 0.7})
+    expected = {"temperature": 0.7, "normaliser": normaliser, "normaliser_constant": 12.0, "kl_kind": kl_kind}
+    steps = 2 * 2 * 2  # RL steps, epochs, minibatches
+    assert ppo.learner_arguments(chosen, "policy") == expected | {"config": chosen.policy, "total_steps": steps}
+    more = {"policy.normaliser": "constant", "policy.normaliser_constant": 7, "algorithm.kl.kind": "k2"}
+    found = ppo.learner_arguments(config(**more), "policy")
+    assert (found["normaliser"], found["normaliser_constant"], found["kl_kind"]) == ("constant", 7.0, "k2")
+    if estimator == "gae":
+        warm = config(**{"algorithm.critic_warmup_steps": 1, "critic.epochs": 3})
+        assert ppo.learner_arguments(warm, "policy")["total_steps"] == 1 * 2 * 2
+        assert ppo.learner_arguments(warm, "critic") == {"config": warm.critic, "total_steps": 2 * 3 * 2}
+
+
+def test_an_adaptive_kl_must_bear_a_rollout_batch(tmp_path, tiny_model, prompts_file):
+    keys = {"algorithm.kl.target": 6, "algorithm.kl.horizon": 1.6}
+    model = tiny_model("llama")
+    config = load(ppo.PPOConfig, None, overrides(tmp_path, model, model, prompts_file, **keys))
+    with pytest.raises(ConfigError, match="horizon=1.6 lets a step of loop.rollout_batch=8 sequences turn beta to 0"):
+        ppo.check(config)
 
 
 def test_a_reward_model_with_another_tokenizer_scores_the_text(

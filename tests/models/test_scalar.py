@@ -132,3 +132,14 @@ def test_a_classifier_of_many_labels_is_refused(tiny_model: Callable[[str], str]
     causal_lm.load_tokenizer(folder).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="3 labels"):
         scalar.load_scalar(str(tmp_path))
+
+
+def test_under_autocast_the_head_stays_in_float32(tiny_model: Callable[[str], str]) -> None:
+    """bfloat16 has 8 bits: scores around 100 would be 0.5 apart."""
+    model = scalar.load_scalar(tiny_model("llama")).eval()
+    model.score.weight.data.mul_(1e4)
+    tokens, lengths = torch.randint(3, 250, (64, 12)), torch.full((64,), 12)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = scalar.sequence_scores(model, tokens, lengths)
+    assert scores.dtype == torch.float32
+    assert not scores.equal(scores.bfloat16().float()), "none of them has more than 8 bits"

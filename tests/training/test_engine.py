@@ -6,8 +6,10 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -244,6 +246,17 @@ def test_what_the_next_loss_does_not_use_keeps_nothing_of_a_fault(tmp_path: Path
     assert all(is_gone for _, is_gone in found[:3]), "at ZeRO 3 DeepSpeed's own caches keep it"
 
 
+def as_on_cuda(device: str = "cpu", asked: Callable[[str], bool] = torch.is_autocast_enabled) -> bool:
+    """Asked without a device, it speaks of the one that is trained on."""
+    return asked(device)
+
+
+def seen(found: dict[str, Any], engine: Any, _: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    logits = engine.module(input_ids=torch.tensor([rows()[0]])).logits
+    found[engine.config.precision, "step"] = logits.dtype
+    return logits.float().mean(), {}
+
+
 def settings(rank: int) -> dict[str, Any]:
     from rayrlhf.training.engine import Engine
 
@@ -259,6 +272,9 @@ def settings(rank: int) -> dict[str, Any]:
         engine = Engine(tied_llama(), EngineConfig(precision=precision), 1)
         with engine.eval_mode():
             found[precision] = engine.module(input_ids=torch.tensor([rows()[0]])).logits.dtype
+        # DeepSpeed's forward asks for CUDA's autocast, and would switch off one that is around it
+        with patch("torch.is_autocast_enabled", as_on_cuda):
+            engine.optimizer_step([0], partial(seen, found, engine))
         found[precision, "training"] = engine.module.training
         found[precision, "weights"] = next(engine.module.parameters()).dtype
     engine = Engine(tied_llama(), EngineConfig(zero_stage=3), 1)
@@ -272,6 +288,7 @@ def test_settings_take_effect(tmp_path: Path) -> None:
     assert vectors and {name for name, kept in found["kept"].items() if kept} == vectors
     assert {name for name, decayed in found["decayed"].items() if decayed} == found["kept"].keys() - vectors
     assert found["float32"] == torch.float32 and found["bf16"] == torch.bfloat16
+    assert found["float32", "step"] == torch.float32 and found["bf16", "step"] == torch.bfloat16
     assert found["bf16", "weights"] == torch.float32 and found["bf16", "training"]
     assert found["sum"] == {"sum": 6.0, "top_max": 3.0}
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError, DivergenceError
-from rayrlhf.training.config import EngineConfig, GuardConfig, RollbackConfig, TrainConfig
+from rayrlhf.training.config import EarlyStopping, EngineConfig, GuardConfig, RollbackConfig, TrainConfig
 from rayrlhf.training.losses import CausalLoss, Row
+from rayrlhf.training.supervised import _Progress
 from tests.training.ranks import run_ranks
 
 TOTAL, MINIBATCH = 12, 4
@@ -82,6 +83,15 @@ def fit(
         return "cut off"
     except DivergenceError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(("goal", "second"), [("min", 1.0), ("max", 3.0)])
+def test_a_validation_that_is_no_number_is_never_the_best(goal: Any, second: float) -> None:
+    progress, stopping = _Progress(step=1), EarlyStopping(metric="eval/loss", goal=goal)
+    assert [progress.is_best({"eval/loss": value}, stopping) for value in (math.nan, 2.0, math.inf, second)] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    assert progress.best == second and progress.num_worse == 0
 
 
 def plain(folder: str, steps: list[tuple[int, float]], zero_stage: int = 1) -> dict[str, Tensor]:
