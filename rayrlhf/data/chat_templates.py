@@ -26,7 +26,7 @@ LLAMA3 = (
 # plain text for any tokenizer: nothing but its end token (and its start token) is special
 ROLES = (
     "{{ bos_token }}{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
     + _OPEN
     + "### Assistant:\n{% endif %}"
 )

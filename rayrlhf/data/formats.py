@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf.data.layouts import LAYOUTS, Layout
+from rayrlhf.data.row_formats import LAYOUTS, Layout
 from rayrlhf.data.rows import COLUMNS, PARSED, Row, parsed, problem, shortened
 from rayrlhf.errors import DataError
 
@@ -63,7 +63,7 @@ class Reading:
         if not layout.fits(row):
             raise ValueError(
                 f"has the columns {sorted(row)}, not those of the layout {layout.name}, which the first rows have or "
-                f"data.layout states: {layout.expects}. The row: {shortened(row)}"
+                f"data.row_format states: {layout.expects}. The row: {shortened(row)}"
             )
         try:
             return layout.read(row)
@@ -134,7 +134,7 @@ def recognise(
     columns = dict(columns or {})
     if layout != AUTO and layout != OWN and _named(kind, layout) is None:
         known = [OWN, *(one.name for one in LAYOUTS[kind])]
-        raise DataError(f"data.layout={layout} is no layout of {kind} rows; there are {', '.join(known)}")
+        raise DataError(f"data.row_format={layout} is no layout of {kind} rows; there are {', '.join(known)}")
     if layout == AUTO:
         layout = _found(sample, kind, columns)
     reading = Reading(kind, layout, columns, with_extras)
@@ -162,7 +162,7 @@ def _found(sample: Sequence[tuple[str, Any]], kind: str, columns: Mapping[str, s
     if len(found) > 1:
         where, row = rows[0]
         raise DataError(
-            f"{where} has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.layout to "
+            f"{where} has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.row_format to "
             f"the one that is meant. The row: {shortened(row)}"
         )
     return found[0]
@@ -182,7 +182,7 @@ def others(kind: str) -> str:
         return ""
     shapes = "; ".join(f"{one.name}: {one.expects}" for one in LAYOUTS[kind])
     return (
-        f"\nOther layouts of {kind} rows are {shapes}. Set data.layout to name one, data.columns to rename columns "
+        f"\nOther layouts of {kind} rows are {shapes}. Set data.row_format to name one, data.columns to rename columns "
         "(data.columns.prompt=question)"
     )
 

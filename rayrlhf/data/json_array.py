@@ -12,10 +12,13 @@ _BETWEEN = " \t\r\n"
 
 
 def is_array(file: Any) -> bool:
-    """Whether a binary `file`, which can seek, begins with `[`."""
-    start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-    file.seek(0)
-    return bool(start.startswith(b"["))
+    """Whether a binary `file`, at its beginning, begins with `[`; it stays there."""
+    if hasattr(file, "peek"):
+        start = file.peek(64)
+    else:
+        start = file.read(64)
+        file.seek(0)
+    return bool(start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["))
 
 
 def objects(file: IO[bytes]) -> Iterator[tuple[int, str]]:

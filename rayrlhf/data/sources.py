@@ -78,20 +78,23 @@ def check(
     kind: str = "text",
     layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
-) -> None:
-    """Read the first rows at `path` without Ray; DataError when it is missing, empty or of the wrong form."""
+    with_extras: bool = False,
+) -> list[Row]:
+    """The first rows at `path`, as `read` will give them, without Ray; of a hub set none.  DataError when it is
+    missing, empty or of the wrong form."""
     if path.startswith(HUB):
         _hub_name(path)
-        return
+        return []
     files = resolve(path, format)
     sample = _sample(files, kind)
     if not sample:
         raise DataError(f"{path} is empty: {len(files.paths)} {files.format} file(s) without a single row")
-    reading = recognise(sample, kind, layout, columns)
+    reading = recognise(sample, kind, layout, columns, with_extras)
     for where, row in sample:
         wrong = reading.wrong(row)
         if wrong:
             raise DataError(f"{where} {wrong}{others(kind) if reading.layout == OWN else ''}")
+    return [reading(row) for _, row in sample]
 
 
 def _sample(files: Files, kind: str) -> list[tuple[str, Any]]:

@@ -68,6 +68,15 @@ def metrics(counts: dict[str, int], prefix: str = "") -> dict[str, float]:
     return {f"data/{prefix}{name}": value for name, value in named.items()}
 
 
+def report(path: str, counts: dict[str, int], max_share: float | None, prefix: str = "") -> dict[str, float]:
+    """Print the summary, check the share, and give the metrics."""
+    line = summary(path, counts)
+    if line:
+        print(line, flush=True)
+    check_share(path, counts, max_share)
+    return metrics(counts, prefix)
+
+
 def check_share(path: str, counts: dict[str, int], max_share: float | None) -> None:
     """DataError where more than `max_share` of the rows were dropped; None allows any."""
     dropped = counts[READ] - counts[KEPT]

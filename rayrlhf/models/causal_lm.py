@@ -158,6 +158,16 @@ def new_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     )
 
 
+def set_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer's end token the model's; where the model generates, it goes on ending at its former ones."""
+    end, generation = tokenizer.eos_token_id, getattr(model, "generation_config", None)
+    model.config.eos_token_id = end
+    if generation is not None:
+        former = generation.eos_token_id
+        former = former if isinstance(former, list) else [former]
+        generation.eos_token_id = [end, *(token for token in former if token not in (None, end))]
+
+
 def without_dropout(model: Any) -> Any:
     """The model with every dropout at 0.
 
