@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf.data.row_formats import LAYOUTS, Layout
+from rayrlhf.data.layouts import LAYOUTS, Layout
 from rayrlhf.data.rows import COLUMNS, PARSED, Row, parsed, problem, shortened
 from rayrlhf.errors import DataError
 
@@ -162,8 +162,8 @@ def _found(sample: Sequence[tuple[str, Any]], kind: str, columns: Mapping[str, s
     if len(found) > 1:
         where, row = rows[0]
         raise DataError(
-            f"{where} has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.row_format to "
-            f"the one that is meant. The row: {shortened(row)}"
+            f"{where} has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.row_format "
+            f"to the one that is meant. The row: {shortened(row)}"
         )
     return found[0]
 

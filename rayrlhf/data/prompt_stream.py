@@ -146,7 +146,7 @@ def encoded_prompts(
 ) -> Dataset:
     """The token rows of the prompts at `path`, with their other columns where `originals` asks for some."""
     with_extras = originals is not None and bool(originals.columns)
-    rows = read(path, config.format, "prompts", config.layout, config.columns, with_extras)
+    rows = read(path, config.format, "prompts", config.row_format, config.columns, with_extras)
     return encoded(rows, "prompts", tokenizer, config.max_tokens, config.too_long, tally=tally)
 
 
@@ -163,7 +163,7 @@ def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
 ) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
-    given = read(config.train, config.format, "text", config.layout, config.columns)
+    given = read(config.train, config.format, "text", config.row_format, config.columns)
     rows = encoded(given, "text", tokenizer, config.max_tokens, config.too_long)
     count = rows.count()
     if not count:

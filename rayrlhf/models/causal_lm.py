@@ -159,13 +159,18 @@ def new_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
 
 
 def set_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer's end token the model's; where the model generates, it goes on ending at its former ones."""
-    end, generation = tokenizer.eos_token_id, getattr(model, "generation_config", None)
-    model.config.eos_token_id = end
-    if generation is not None:
-        former = generation.eos_token_id
-        former = former if isinstance(former, list) else [former]
-        generation.eos_token_id = [end, *(token for token in former if token not in (None, end))]
+    """Let a model that generates also end at the tokenizer's end token and at the one after an answer of the chat
+    template: vLLM's server knows ends from generation_config.json alone.  Nothing changes where both are known."""
+    from rayrlhf.data.conversation import end_of_turn_id
+
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    former = generation.eos_token_id
+    known = [token for token in (former if isinstance(former, list) else [former]) if token is not None]
+    new = [token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token not in (None, *known)]
+    if new:
+        generation.eos_token_id = list(dict.fromkeys([*new, *known]))
 
 
 def without_dropout(model: Any) -> Any:

@@ -50,6 +50,6 @@ def check_columns(function: str | None, data: DataConfig) -> None:
         if rows and missing:
             raise ConfigError(
                 f"reward_function={function} needs {' and '.join(missing)} beside prompts and responses, and no row "
-                f"of {path} has such a column; there are {sorted(found)}. Name one with prompts.columns.{missing[0]}=..., "
-                "or give the parameter a default"
+                f"of {path} has such a column; there are {sorted(found)}. Name one with "
+                f"prompts.columns.{missing[0]}=..., or give the parameter a default"
             )

@@ -88,8 +88,7 @@ class Supervised:
         stage = self.stage
         distributed.seed_all(stage.run.seed)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
-        if stage.chat_template is not None:
-            causal_lm.set_end(model, self.tokenizer)
+        causal_lm.set_end(model, self.tokenizer)
         model = with_adapter(model, stage.peft)
         if self.train.packing:
             use_packing(model)

@@ -17,10 +17,10 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id
 # leaves thinking out of all turns but the last, where it writes an empty one if there is none, as Qwen3 does
 THINKING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}{% set parts = message['content'].split('</think>') %}"
-    "{% if loop.last %}<think>\n{% if parts | length > 1 %}{{ parts[0].replace('<think>', '').strip() }}{% endif %}"
-    "{{ '\\n</think>\\n\\n' }}{% endif %}{{ parts[-1].lstrip('\n') }}{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if message['role'] == 'assistant' %}{% set parts = message['content'].split('</think>') %}{% if loop.last %}"
+    "<think>\n{% if parts | length > 1 %}{{ parts[0].replace('<think>', '').strip() }}{% endif %}"
+    "{{ '\\n</think>\\n\\n' }}{% endif %}{{ parts[-1].lstrip('\n') }}{% else %}{{ message['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # takes thinking out of earlier turns, and adds none
 STRIPPING = THINKING.replace("<think>\n{%", "{%").replace("{{ '\\n</think>\\n\\n' }}", "")

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from rayrlhf.data import sources
 from rayrlhf.data.formats import Reading, recognise
-from rayrlhf.data.row_formats import implicit_prompt
+from rayrlhf.data.layouts import implicit_prompt
 from rayrlhf.errors import DataError
 
 
@@ -34,6 +34,7 @@ def gpt(value: str) -> dict[str, str]:
     return {"from": "gpt", "value": value}
 
 
+SFT = "prompt_completion"
 TALK = [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")]
 SHARED = [human("Q1"), gpt("A1"), human("Q2"), gpt("A2")]
 
@@ -235,20 +236,40 @@ def test_files_of_every_layout_go_through_ray(ray_local: None, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "row", "words"),
     [
-        ("prompt_completion", {"messages": TALK, "conversations": SHARED}, "more than one layout .*messages and sharegpt: set data.row_format.*Q1"),
-        ("prompt_completion", {"question": "Q"}, r"(?s)has no prompt and no completion: found the columns \['question'\].*data.columns"),
-        ("prompt_completion", {"messages": [user("Q")]}, "messages has no turn of the assistant, so nothing to learn: .*Q"),
-        ("prompt_completion", {"messages": [user("Q"), {"role": "tool", "content": "7"}, assistant("A")]}, "a turn of a tool .*7.*not supported"),
-        ("prompt_completion", {"conversations": [human("Q"), {"from": "function_call", "value": "f()"}]}, "a turn of a tool"),
-        ("prompt_completion", {"messages": [user("Q"), {"role": "narrator", "content": "A"}]}, 'the role narrator; there are system, user'),
-        ("prompt_completion", {"messages": [user("Q"), {"role": "assistant", "content": None}]}, "content is null .NoneType., not a string"),
-        ("prompt_completion", {"messages": [user("Q"), system("S"), assistant("A")]}, "a system message after the first place"),
-        ("prompt_completion", {"messages": [system("T"), *TALK], "system": "S"}, "a system column and a system message"),
-        ("prompt_completion", {"messages": TALK, "images": ["a.jpg"]}, "has images .*a.jpg.*text alone"),
-        ("prompt_completion", {"instruction": "Q", "output": 7}, "output is 7 .int., not a string"),
-        ("prompt_completion", {"instruction": "Q", "output": "A", "history": ["Q1"]}, "history holds Q1; expected"),
-        ("prompt_completion", {"instruction": "Q", "output": "A", "demonstrations": ["Q1"]}, "demonstrations holds Q1; expected"),
-        ("prompt_completion", {"prompt": TALK, "completion": [user("x")]}, "completion has no turn of the assistant"),
+        (
+            SFT,
+            {"messages": TALK, "conversations": SHARED},
+            "more than one layout .*messages and sharegpt: set data.row_format.*Q1",
+        ),
+        (
+            SFT,
+            {"question": "Q"},
+            r"(?s)has no prompt and no completion: found the columns \['question'\].*data.columns",
+        ),
+        (SFT, {"messages": [user("Q")]}, "messages has no turn of the assistant, so nothing to learn: .*Q"),
+        (
+            SFT,
+            {"messages": [user("Q"), {"role": "tool", "content": "7"}, assistant("A")]},
+            "a turn of a tool .*7.*not supported",
+        ),
+        (SFT, {"conversations": [human("Q"), {"from": "function_call", "value": "f()"}]}, "a turn of a tool"),
+        (
+            SFT,
+            {"messages": [user("Q"), {"role": "narrator", "content": "A"}]},
+            "the role narrator; there are system, user",
+        ),
+        (
+            SFT,
+            {"messages": [user("Q"), {"role": "assistant", "content": None}]},
+            "content is null .NoneType., not a string",
+        ),
+        (SFT, {"messages": [user("Q"), system("S"), assistant("A")]}, "a system message after the first place"),
+        (SFT, {"messages": [system("T"), *TALK], "system": "S"}, "a system column and a system message"),
+        (SFT, {"messages": TALK, "images": ["a.jpg"]}, "has images .*a.jpg.*text alone"),
+        (SFT, {"instruction": "Q", "output": 7}, "output is 7 .int., not a string"),
+        (SFT, {"instruction": "Q", "output": "A", "history": ["Q1"]}, "history holds Q1; expected"),
+        (SFT, {"instruction": "Q", "output": "A", "demonstrations": ["Q1"]}, "demonstrations holds Q1; expected"),
+        (SFT, {"prompt": TALK, "completion": [user("x")]}, "completion has no turn of the assistant"),
         ("preference", {"chosen": TALK, "rejected": TALK[:2]}, "the same conversation but for one last answer"),
         ("preference", {"chosen": TALK[:3], "rejected": [*TALK[:2], user("x")]}, "chosen ends with a turn of the user"),
         ("labelled", {"messages": TALK, "label": "good"}, "label is good, not true or false"),
@@ -256,7 +277,7 @@ def test_files_of_every_layout_go_through_ray(ray_local: None, tmp_path: Path) -
         ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1, 1]}, "equal numbers, which are no ranking"),
         ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1]}, "as many strings as finite numbers"),
     ],
-)  # fmt: skip
+)
 def test_wrong_rows_are_shown_before_anything_starts(tmp_path: Path, kind: str, row: dict, words: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=words) as raised:
@@ -289,7 +310,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     row = {"question": "Q", "meta": {"answer": {"text": "A"}}, "prompt": "old"}
     columns = {"prompt": "question", "completion": "meta.answer.text"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"question": "Q"}) + "\n")
-    assert Reading("prompt_completion", columns=columns)(row) == {"prompt": "Q", "completion": "A"}
+    assert Reading(SFT, columns=columns)(row) == {"prompt": "Q", "completion": "A"}
     with pytest.raises(
         DataError, match=r"line 2: has no column meta.answer.text, which data.columns names for completion"
     ):
