@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf.data.layouts import LAYOUTS, Layout
+from rayrlhf.data.answer_layouts import Layout
+from rayrlhf.data.layouts import LAYOUTS
 from rayrlhf.data.rows import COLUMNS, PARSED, Row, parsed, problem, shortened
 from rayrlhf.errors import DataError
 

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from rayrlhf.data import sources
 from rayrlhf.data.formats import Reading, recognise
-from rayrlhf.data.layouts import implicit_prompt
+from rayrlhf.data.pair_layouts import implicit_prompt
 from rayrlhf.errors import DataError
 
 
