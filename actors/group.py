@@ -150,11 +150,17 @@ class ReplicaGroup(ActorGroup):
     async def start(self, deadline_s: float) -> None:
         await self.everyone("start", deadline_s=deadline_s, **self._kwargs)
 
-    async def shared_out(self, method: str, rollouts: Rollouts) -> list[Any]:
-        """One part of the rows for each replica (none for replicas beyond the number of rows);
-        the answers in row order."""
+    async def shared_out(
+        self, method: str, rollouts: Rollouts, columns: dict[str, list[Any]] | None = None
+    ) -> list[Any]:
+        """One part of the rows (and of `columns`, a value a row) for each replica, none for replicas beyond the
+        number of rows; the answers in row order."""
         parts = torch.arange(len(rollouts)).tensor_split(max(1, min(len(self.handles), len(rollouts))))
-        return await calls.gather([self.call(i, method, rollouts.rows(part)) for i, part in enumerate(parts)])
+        more: list[tuple[Any, ...]] = [
+            () if columns is None else ({name: [values[n] for n in part] for name, values in columns.items()},)
+            for part in parts
+        ]
+        return await calls.gather([self.call(i, method, rollouts.rows(part), *more[i]) for i, part in enumerate(parts)])
 
 
 class ReferenceGroup(ReplicaGroup):
@@ -167,5 +173,6 @@ class ReferenceGroup(ReplicaGroup):
 class RewardGroup(ReplicaGroup):
     """`roles.Reward` over replicas of actors.reward.RewardReplica."""
 
-    async def scores(self, rollouts: Rollouts) -> Scores:
-        return Scores.concat(await self.shared_out("scores", rollouts))
+    async def scores(self, rollouts: Rollouts, columns: dict[str, list[Any]] | None = None) -> Scores:
+        """`columns`: of the prompts' rows, a value a row of `rollouts`, for a reward function."""
+        return Scores.concat(await self.shared_out("scores", rollouts, columns))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rayrlhf.batches import Rollouts, Scores
@@ -24,5 +26,8 @@ class RewardReplica:
         else:
             self.source = FunctionReward(function, folder)
 
-    def scores(self, rollouts: Rollouts) -> Scores:
+    def scores(self, rollouts: Rollouts, columns: dict[str, list[Any]] | None = None) -> Scores:
+        """`columns`: of the prompts' rows, for a function."""
+        if isinstance(self.source, FunctionReward):
+            return self.source.scores(rollouts, columns)
         return self.source.scores(rollouts)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from actors.config import EvaluationSamplingConfig, RolloutConfig, check_lengths, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
-from rayrlhf.data.config import DataConfig, Format
+from rayrlhf.data.config import DataConfig, Format, RowFormat
 from rayrlhf.errors import ModelError
 from rayrlhf.run import RunConfig
 
@@ -46,10 +47,12 @@ class EvaluateConfig(Section):
         "template than the policy it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
-        default=None, description="in its place: module:function(prompts, responses) -> a score each"
+        default=None, description="in its place: module:function(prompts, responses) -> a score each, as in ppo"
     )
     prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[:split]")
     format: Format = Field(default="auto", description="how the prompt files are read")
+    row_format: RowFormat = Field(default="auto", description="the columns that their rows have, as in data.row_format")
+    columns: dict[str, str] = Field(default={}, description="a column's name here: its name in the files")
     num_prompts: int = Field(default=500, ge=1, description="how many of them, chosen by a hash of their text")
     max_prompt_tokens: int = Field(default=256, ge=1, description="longer prompts are left out")
     sampling: EvaluationSamplingConfig = Field(
@@ -65,6 +68,18 @@ class EvaluateConfig(Section):
     )
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+
+    @property
+    def data(self) -> DataConfig:
+        """The prompts as those of other stages are given."""
+        return DataConfig(
+            train=self.prompts,
+            validation=self.prompts,
+            format=self.format,
+            row_format=self.row_format,
+            columns=self.columns,
+            max_tokens=self.max_prompt_tokens,
+        )
 
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> EvaluateConfig:
@@ -97,9 +112,11 @@ def check(config: EvaluateConfig) -> None:
     from jobs.generate import check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_folder, check_scores
+    from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
+    from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
+    from rayrlhf.training.job import check_rows
 
     check_run_root(config.run.root)
     folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
@@ -115,7 +132,8 @@ def check(config: EvaluateConfig) -> None:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts), "max_prompt_tokens")
     _check_same_architecture(folders[0], folders[1])
-    sources.check(config.prompts, config.format, "prompts")
+    check_rows("prompts", config.data, partial(load_tokenizer, folders[0]))
+    check_columns(config.reward_function, config.data)
     if config.words is not None:
         sources.check(config.words, kind="text")
     if config.gold is not None:
@@ -194,19 +212,14 @@ async def _run(config: EvaluateConfig) -> str:
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
+    from rayrlhf.reward_sources.columns import asked_columns
 
     root, describe, made_from = config.run.stage("evaluate"), config.model_dump(mode="json"), parents(config)
     claim(root, config, made_from)
     writer = StageWriter(root, step=0)
     tokenizer = load_tokenizer(model_folder(config.policy))
-    source = DataConfig(
-        train=config.prompts,
-        validation=config.prompts,
-        format=config.format,
-        max_tokens=config.max_prompt_tokens,
-    )
-    originals = Originals()
-    prompts = await asyncio.to_thread(held_out_prompts, source, tokenizer, config.num_prompts, originals)
+    originals = Originals(columns=asked_columns(config.reward_function))
+    prompts = await asyncio.to_thread(held_out_prompts, config.data, tokenizer, config.num_prompts, originals)
     vocabulary = await asyncio.to_thread(known_words, config.words) if config.words else None
     placement = Placement.reserve(evaluation_layout(config.layout), config.start_deadline_s)
     try:
@@ -281,10 +294,11 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
 def _reward(config: EvaluateConfig, group: Any, originals: Originals) -> Any:
     """The group of the role reward, or what translates for it."""
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.reward_sources.columns import WithColumns
     from rayrlhf.reward_sources.retokenise import judge
 
     if not config.reward_model:
-        return group
+        return WithColumns(group, originals) if originals.columns else group
     folders = model_folder(config.reward_model), model_folder(config.policy)
     return judge(group, *folders, originals, config.forward_tokens)
 

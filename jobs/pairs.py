@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -47,7 +48,7 @@ class PairsConfig(Section):
         "chat template than the model it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
-        default=None, description="in its place: module:function(prompts, responses) -> a score each"
+        default=None, description="in its place: module:function(prompts, responses) -> a score each, as in ppo"
     )
     prompts: DataConfig = Field(description="prompts of the training pairs, and of held-out ones")
     num_prompts: int | None = Field(default=None, ge=1, description="most prompts of each; null: all")
@@ -91,10 +92,11 @@ def check(config: PairsConfig) -> None:
     """Models and prompts are there, lengths fit."""
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_scores, check_writes
+    from rayrlhf.models.causal_lm import check_scores, check_writes, load_tokenizer
+    from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
+    from rayrlhf.training.job import check_rows
 
     check_run_root(config.run.root)
     contexts = [check_writes(model_folder(config.model), f"model={config.model}")]
@@ -114,8 +116,8 @@ def check(config: PairsConfig) -> None:
             f"a prompt and its response may have {longest} tokens, more than forward_tokens={config.forward_tokens} "
             "holds: raise it, or lower prompts.max_tokens or sampling.max_new_tokens"
         )
-    for path in filter(None, (config.prompts.train, config.prompts.validation)):
-        sources.check(path, config.prompts.format, "prompts")
+    check_rows("prompts", config.prompts, partial(load_tokenizer, model_folder(config.model)))
+    check_columns(config.reward_function, config.prompts)
     plan(config)
 
 
@@ -198,13 +200,17 @@ class _Ranking:
         from rayrlhf.data.prompt_stream import Originals
         from rayrlhf.models.causal_lm import load_tokenizer
         from rayrlhf.ranked_pairs import Totals
+        from rayrlhf.reward_sources.columns import WithColumns, asked_columns
         from rayrlhf.reward_sources.retokenise import judge
 
         self.config, self.split, self.groups, self.folder = config, split, groups, folder
         self.path = getattr(config.prompts, split)
         self.tokenizer = load_tokenizer(model_folder(config.model))
         self.totals = Totals()
-        self.originals, self.reward = Originals(), groups["reward"]
+        self.counts: dict[str, float] = {}
+        self.originals, self.reward = Originals(columns=asked_columns(config.reward_function)), groups["reward"]
+        if self.originals.columns:
+            self.reward = WithColumns(groups["reward"], self.originals)
         if config.reward_model:
             folders = model_folder(config.reward_model), model_folder(config.model)
             self.reward = judge(self.reward, *folders, self.originals, config.forward_tokens)
@@ -233,18 +239,21 @@ class _Ranking:
         self._require_pairs(count)
         counts = {"prompts": self.totals.num_prompts, "pairs": self.totals.num_pairs}
         metrics = {f"{name}_{self.split}": value for name, value in self.totals.means().items()}
-        return metrics | {f"data/{self.split}_{name}": float(count) for name, count in counts.items()}
+        return metrics | self.counts | {f"data/{self.split}_{name}": float(count) for name, count in counts.items()}
 
     def _prompts(self) -> Dataset:
         """Encoded prompts in the order of their hash."""
+        from rayrlhf.data.formats import EXTRAS
         from rayrlhf.data.order import by_content
-        from rayrlhf.data.sources import read
-        from rayrlhf.data.tokenize import encoded
+        from rayrlhf.data.prompt_stream import encoded_prompts
+        from rayrlhf.data.tally import Tally, report
 
-        data = self.config.prompts
-        rows = read(self.path, data.format, "prompts")
-        ordered = by_content(encoded(rows, "prompts", self.tokenizer, data.max_tokens, data.too_long))
-        return (ordered if self.config.num_prompts is None else ordered.limit(self.config.num_prompts)).materialize()
+        data, tally = self.config.prompts, Tally()
+        rows = encoded_prompts(self.path, data, self.tokenizer, self.originals, tally)
+        ordered = by_content(rows, ties=(EXTRAS,))
+        chosen = (ordered if self.config.num_prompts is None else ordered.limit(self.config.num_prompts)).materialize()
+        self.counts = report(self.path, tally.counts(), data.max_dropped_share, f"{self.split}_")
+        return chosen
 
     def _batches(self, rows: Dataset) -> Iterator[pa.Table]:
         batches: Any = rows.iter_batches(batch_size=self.config.batch, batch_format="pyarrow")
@@ -254,6 +263,7 @@ class _Ranking:
         """The pairs of one batch of prompts, and their means."""
         import pyarrow as pa
 
+        from rayrlhf.data.formats import EXTRAS
         from rayrlhf.data.prompt_stream import pad
         from rayrlhf.ranked_pairs import ranked_pairs
 
@@ -261,7 +271,11 @@ class _Ranking:
         self.originals.add(given, prompts, is_held_out=False)
         # each prompt stands `samples` times side by side, numbered, so that each has a sampling seed of its own
         ids = [prompt for prompt in given for _ in range(config.samples)]
-        padded = pad(ids, self.totals.num_prompts * config.samples, self.tokenizer.pad_token_id)
+        first = self.totals.num_prompts * config.samples
+        if self.originals.columns:
+            extras = [values for values in batch.column(EXTRAS).to_pylist() for _ in range(config.samples)]
+            self.originals.add_columns(ids, extras, first, is_held_out=False)
+        padded = pad(ids, first, self.tokenizer.pad_token_id)
         rollouts = await self.groups["rollout"].generate(padded, config.run.seed + SEED_OFFSET)
         scores = (await self.reward.scores(rollouts)).total
         found = ranked_pairs(prompts, rollouts, scores, self.tokenizer, config.samples, config.min_margin)

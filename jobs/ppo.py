@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -48,7 +49,9 @@ class PPOConfig(Section):
         "template than policy_model it is given responses as text, in its own template",
     )
     reward_function: str | None = Field(
-        default=None, description="in its place: module:function(prompts, responses) -> a score each"
+        default=None,
+        description="in its place: module:function(prompts, responses) -> a score each; further parameters, such as "
+        "reference or data_source, get the columns of the prompts' rows, a list each",
     )
     reference_model: str | None = Field(
         default=None,
@@ -145,9 +148,10 @@ def check(config: PPOConfig) -> None:
     """Everything that can be known before a resource is taken: models, prompts, lengths, batch sizes, layout."""
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.data import sources
-    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes
+    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer
+    from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.score_function import load_function
+    from rayrlhf.training.job import check_rows
 
     check_run_root(config.run.root)
     unknown = sorted(config.layout.roles.keys() - set(ROLES))
@@ -172,13 +176,13 @@ def check(config: PPOConfig) -> None:
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")
-    sources.check(config.prompts.train, config.prompts.format, "prompts")
     if config.prompts.validation is None:
         raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
-    sources.check(config.prompts.validation, config.prompts.format, "prompts")
+    check_rows("prompts", config.prompts, partial(load_tokenizer, folders["policy"]))
+    check_columns(config.reward_function, config.prompts)
     if config.policy.pretraining:
         data = config.policy.pretraining.data
-        sources.check(data.train, data.format, "text")
+        check_rows("text", data)
         if data.max_tokens > min(contexts):
             raise ConfigError(
                 f"policy.pretraining.data.max_tokens={data.max_tokens} is above the context of {min(contexts)} tokens"
@@ -314,6 +318,7 @@ async def _run(config: PPOConfig) -> str:
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
+    from rayrlhf.reward_sources.columns import asked_columns
     from rayrlhf.score_function import load_function
     from rayrlhf.timing import Stopwatch
 
@@ -323,7 +328,7 @@ async def _run(config: PPOConfig) -> str:
     progress = Progress.of(found.stage) if found.stage else Progress()
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
-    originals = Originals()
+    originals, counts = Originals(columns=asked_columns(config.reward_function)), dict[str, float]()
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
     placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
@@ -345,10 +350,12 @@ async def _run(config: PPOConfig) -> str:
                     used,
                     config.algorithm.group_size,
                     originals,
+                    counts,
                 ),
                 progress.batches,
                 loop.steps,
             ),
+            data_counts=counts,
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
             stopwatch=stopwatch,
@@ -395,6 +402,7 @@ async def _start(
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
     from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix
+    from rayrlhf.reward_sources.columns import WithColumns
     from rayrlhf.reward_sources.retokenise import judge
 
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
@@ -443,6 +451,8 @@ async def _start(
     if config.reward_model:
         limit = config.policy.forward_tokens
         parts["reward"] = judge(groups["reward"], folders["reward"], folders["policy"], originals, limit)
+    if originals.columns:
+        parts["reward"] = WithColumns(groups["reward"], originals)
     if texts is not None:
         parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -24,6 +25,11 @@ class FineTuneConfig(Section):
     run: RunConfig = Field(description="which run this is")
     model: str = Field(description="the model to start from: a stage directory or a Hugging Face folder")
     data: DataConfig = Field(description="the rows")
+    chat_template: str | None = Field(
+        default=None,
+        description="how conversations become text: chatml, llama3, roles (### User: ...) or a Jinja file, saved with "
+        "the stage's tokenizer, for the stages after it and the server; null: the template of model's tokenizer",
+    )
     peft: PeftConfig | None = Field(
         default=None, description="train an adapter (and a reward model's head); null: all weights"
     )
@@ -70,7 +76,10 @@ class FineTuning:
 
         context = check_folder(model_folder(config.model))
         metrics, num_texts = self.validated(config), self.num_texts(config)
-        job.check(self.form(config), config.data, config.train, context, metrics, num_texts)
+        tokenizer = partial(self.tokenizer, config)
+        if config.chat_template:
+            tokenizer()
+        job.check(self.form(config), config.data, config.train, context, metrics, num_texts, tokenizer)
         self.plan(config)  # finds the layers of an adapter
         if config.peft is not None and not config.peft.is_mergeable:
             self.check_virtual_tokens(config.peft, config.data.max_tokens, context)
@@ -79,6 +88,17 @@ class FineTuning:
                     f"train.packing=true has no place for the virtual tokens of peft.kind={config.peft.kind}, which "
                     "stand before each row: set it to false"
                 )
+
+    def tokenizer(self, config: FineTuneConfig) -> Any:
+        """The model's tokenizer, with the stage's chat template."""
+        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.data.chat_templates import template_text, with_template
+        from rayrlhf.models.causal_lm import load_tokenizer
+
+        found = load_tokenizer(model_folder(config.model))
+        if config.chat_template is None:
+            return found
+        return with_template(found, template_text(config.chat_template), config.chat_template)
 
     def check_virtual_tokens(self, peft: PeftConfig, max_tokens: int, context: int) -> None:
         """They serve this stage, and there is room for them; ConfigError otherwise."""
@@ -111,7 +131,7 @@ class FineTuning:
         from rayrlhf.training.launcher import fit
 
         parents, folder, rows = self.parents(config), model_folder(config.model), self.form(config)
-        more = self.options(config) | {"peft": config.peft}
+        more = self.options(config) | {"peft": config.peft, "chat_template": config.chat_template}
         return fit(self.kind, rows, config.run, config.data, config.train, folder, config, parents, **more)
 
     def options(self, config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import fsspec
@@ -118,6 +118,7 @@ class PPOLoop:
     describe: dict[str, Any]
     parents: dict[str, str]
     console: Console
+    data_counts: dict[str, float] = field(default_factory=dict)  # filled by `prompts` with metrics of its rows
 
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
@@ -157,7 +158,7 @@ class PPOLoop:
         is_evaluated = step % config.evaluate_every == 0 or step == config.steps
         if is_evaluated:
             metrics |= await self._evaluate(step)
-        self.log.log(step, metrics)
+        self.log.log(step, metrics | (self.data_counts if step == 1 else {}))
         is_best = is_evaluated and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best
         if is_best or step % config.save_every == 0 or step == config.steps:
@@ -204,7 +205,7 @@ class PPOLoop:
             "ppo",
             self.describe,
             self.parents,
-            metrics,
+            metrics | self.data_counts,
             is_best=is_best,
             is_final=step == self.config.steps,
             keep=self.config.keep,

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 from rayrlhf.errors import ConfigError
 
-ScoreFunction = Callable[[list[str], list[str]], list[float]]
+ScoreFunction = Callable[..., list[float]]
+
+ALL: tuple[str, ...] = ("*",)  # the columns of a function with **keywords
+
+
+def columns_of(name: str, key: str = "reward_function") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(columns of the prompts' rows that the function asks for, those of them that it cannot do without): its
+    parameters after prompts and responses; ALL and none for `**keywords`.  Raises ConfigError as `load_function`."""
+    parameters = list(inspect.signature(_function(name, key)).parameters.values())[2:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        asked = ALL
+    else:
+        asked = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return asked, tuple(p.name for p in named if p.default is p.empty)
 
 
 def load_function(name: str, key: str = "gold") -> ScoreFunction:
-    """The function `f(prompts, responses) -> one float a response` that `module:function` names in the
-    configuration's `key`.
+    """The function `f(prompts, responses, **columns) -> one float a response` that `module:function` names in the
+    configuration's `key`; `columns` are as `columns_of` says.
 
     What it returns is checked at each call: ConfigError on another number of scores or on one that
     is not finite.  ConfigError here when the module cannot be imported or has no such function.
     """
-    module_name, separator, function_name = name.partition(":")
-    if not (module_name and separator and function_name):
-        raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise ConfigError(
-            f"{key}={name!r}: cannot import {module_name} ({type(error).__name__}: {error}). Install or mend it, or "
-            "put its folder on PYTHONPATH."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigError(f"{key}={name!r}: {module_name} has no function {function_name}")
+    function = _function(name, key)
 
-    def checked(prompts: list[str], responses: list[str]) -> list[float]:
-        scores = [float(score) for score in function(prompts, responses)]
+    def checked(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
+        scores = [float(score) for score in function(prompts, responses, **columns)]
         if len(scores) != len(responses):
             raise ConfigError(
                 f"{name} returned {len(scores)} scores for {len(responses)} responses; it must give one for each"
@@ -47,6 +51,23 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
         return scores
 
     return checked
+
+
+def _function(name: str, key: str) -> Callable[..., Any]:
+    module_name, separator, function_name = name.partition(":")
+    if not (module_name and separator and function_name):
+        raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise ConfigError(
+            f"{key}={name!r}: cannot import {module_name} ({type(error).__name__}: {error}). Install or mend it, or "
+            "put its folder on PYTHONPATH."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{key}={name!r}: {module_name} has no function {function_name}")
+    return function
 
 
 def source_file(name: str) -> str:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rayrlhf.errors import ConfigError
-from rayrlhf.score_function import load_function
+from rayrlhf.score_function import ALL, columns_of, load_function
 
 
 @pytest.fixture
@@ -16,6 +16,8 @@ def module(tmp_path, monkeypatch):
         "not_callable = 3\n"
         "def length(prompts, responses): return [len(r) for r in responses]\n"
         "def short(prompts, responses): return [0.0]\n"
+        "def asks(prompts, responses, reference, data_source=None): return [len(r) for r in reference]\n"
+        "def asks_all(prompts, responses, **columns): return [float(len(columns))] * len(prompts)\n"
         "def broken(prompts, responses): return [0.0, math.nan]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -47,3 +49,13 @@ def test_wrong_answers_are_named(module) -> None:
     with pytest.raises(ConfigError, match=r"nan for response 1, 'bad one'"):
         load_function("goldfunctions:broken")(["", ""], ["a", "bad one"])
     assert math.isfinite(load_function("goldfunctions:length")([""], ["x"])[0])
+
+
+def test_further_parameters_are_columns_of_the_prompts(module) -> None:
+    assert columns_of("goldfunctions:length") == ((), ())
+    assert columns_of("goldfunctions:asks") == (("reference", "data_source"), ("reference",))
+    assert columns_of("goldfunctions:asks_all") == (ALL, ())
+    assert load_function("goldfunctions:asks")(["p"], ["r"], reference=["abc"]) == [3.0]
+    assert load_function("goldfunctions:asks_all")(["p"], ["r"], a=[1], b=[2]) == [2.0]
+    with pytest.raises(ConfigError, match="cannot import"):
+        columns_of("no.such:function")

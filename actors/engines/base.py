@@ -49,13 +49,17 @@ def row_seed(seed: int, prompt_index: int) -> int:
 
 
 def end_tokens(folder: str) -> list[int]:
-    """Tokens that end a response: the tokenizer's end token and those of generation_config.json.
+    """Tokens that end a response: the tokenizer's end token, the one that its chat template puts after an answer
+    (such as <|im_end|>) and those of generation_config.json.
 
     Raises ModelError when there are none.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    ends = {AutoTokenizer.from_pretrained(folder).eos_token_id}
+    from rayrlhf.data.conversation import end_of_turn_id
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     try:
         listed = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:  # the file is optional

@@ -10,7 +10,8 @@ DEMO = "demo:snippets"
 ARITHMETIC = "demo:arithmetic"
 
 Format = Literal["auto", "jsonl", "parquet", "csv", "text"]
-TooLong = Literal["drop", "truncate"]
+TooLong = Literal["drop", "truncate", "truncate_prompt", "error"]
+RowFormat = Literal["auto", "own", "conversational", "messages", "sharegpt", "alpaca", "input_output", "rated"]
 
 
 class DataConfig(Section):
@@ -19,10 +20,28 @@ class DataConfig(Section):
     train: str = Field(min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]")
     validation: str | None = Field(default=None, description="held-out rows, as `train`; null: no validation")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
+    row_format: RowFormat = Field(
+        default="auto",
+        description="the columns that rows have (docs/your_data.md has a table); auto finds it on the first rows",
+    )
+    columns: dict[str, str] = Field(
+        default={}, description="a column's name here: its name in the files (a.b: of b in the object a)"
+    )
     max_tokens: int = Field(default=256, ge=2, description="longest row in tokens, its prompt included")
     too_long: TooLong = Field(
         default="drop",
-        description="rows over max_tokens: drop them or cut their end; prompts too long are dropped",
+        description="rows over max_tokens: drop them, truncate their end (but never their prompt: such rows are "
+        "dropped), truncate_prompt cuts the prompt's beginning (of plain texts their end), error stops",
+    )
+    turns: Literal["all", "last"] = Field(
+        default="all", description="sft on conversations: the loss is on all answers, or on the last one alone"
+    )
+    max_dropped_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="stop where more of the rows than this are dropped: too long, without an answer, or pairs of equal "
+        "texts; null: they are counted and left out",
     )
 
 

@@ -13,14 +13,16 @@ from typing import Any
 import pyarrow as pa
 from ray.data.datasource import FileBasedDatasource
 
-from rayrlhf.data.rows import Parse, Row, parsed_lines
+from rayrlhf.data.json_array import is_array
+from rayrlhf.data.rows import Parse, Row, parsed_elements, parsed_lines
 from rayrlhf.errors import DataError
 
 ROWS_PER_BLOCK = 4096
 
 
 class Lines(FileBasedDatasource):
-    """Reads each line of `paths` with `parse`, which raises ValueError on a wrong one."""
+    """Reads each line of `paths` (of a .json file that is an array: each element) with `parse`, which raises
+    ValueError on a wrong one."""
 
     def __init__(self, paths: list[str], parse: Parse, **options: Any) -> None:
         super().__init__(paths, **options)
@@ -28,7 +30,9 @@ class Lines(FileBasedDatasource):
 
     def _read_stream(self, f: Any, path: str) -> Iterator[pa.Table]:
         rows: list[Row] = []
-        for _, row in parsed_lines(io.BufferedReader(f), path, self._parse):
+        file = io.BufferedReader(f)
+        is_whole = path.endswith(".json") and is_array(file)
+        for _, row in (parsed_elements if is_whole else parsed_lines)(file, path, self._parse):
             rows.append(row)
             if len(rows) == ROWS_PER_BLOCK:
                 yield _table(rows, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from rayrlhf.batches import Prompts, TextBatch
+from rayrlhf.batches import Prompts, Rollouts, TextBatch
 from rayrlhf.data.config import DataConfig
+from rayrlhf.data.formats import EXTRAS
 from rayrlhf.data.order import by_content, in_order
 from rayrlhf.data.sources import read
+from rayrlhf.data.tally import Tally, report
 from rayrlhf.data.templates import Prompt
 from rayrlhf.data.tokenize import encoded
 from rayrlhf.errors import DataError
+from rayrlhf.score_function import ALL
 from rayrlhf.training.microbatches import pad as pad_rows
 
 if TYPE_CHECKING:
@@ -27,14 +31,19 @@ T = TypeVar("T")
 
 
 class Originals:
-    """Prompts as their rows gave them (a string, or messages), by their token ids, which do not give them back.
+    """Prompts as their rows gave them (a string, or messages), by their token ids, which do not give them back; and
+    the other columns of the rows that a reward function asks for.
 
     Holds those of the newest `num_batches` batches, and all that were held out.
     """
 
-    def __init__(self, num_batches: int = 4) -> None:
+    def __init__(self, num_batches: int = 4, columns: tuple[str, ...] = ()) -> None:
+        """`columns`: names, or `score_function.ALL`."""
+        self.columns = columns
         self._held_out: dict[bytes, Prompt] = {}
         self._batches: deque[dict[bytes, Prompt]] = deque(maxlen=num_batches)
+        self._held_out_rows: dict[tuple[int, bytes], str] = {}
+        self._rows: deque[dict[tuple[int, bytes], str]] = deque(maxlen=num_batches)
 
     def add(self, ids: list[list[int]], prompts: list[Prompt], is_held_out: bool) -> None:
         """A batch's prompts with their token ids."""
@@ -43,6 +52,35 @@ class Originals:
             self._held_out |= found
         else:
             self._batches.append(found)
+
+    def add_columns(self, ids: list[list[int]], extras: list[str], first_index: int, is_held_out: bool) -> None:
+        """The other columns, as JSON, of the rows of a batch of prompts, which are numbered from `first_index`."""
+        numbered = enumerate(zip(ids, extras, strict=True), start=first_index)
+        found = {(index, _key(row)): values for index, (row, values) in numbered}
+        if is_held_out:
+            self._held_out_rows |= found
+        else:
+            self._rows.append(found)
+
+    def columns_of(self, rollouts: Rollouts) -> dict[str, list[Any]]:
+        """A list of each of `columns`, a value a row; None where a row has no such column."""
+        starts = (rollouts.lengths - rollouts.response_mask.sum(1)).tolist()
+        numbered = zip(rollouts.prompt_index.tolist(), rollouts.tokens, starts, strict=True)
+        rows = [json.loads(self._row(index, tokens[:start].tolist())) for index, tokens, start in numbered]
+        names = sorted({name for row in rows for name in row}) if self.columns == ALL else self.columns
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _row(self, index: int, ids: list[int]) -> str:
+        key = (index, _key(ids))
+        found = {rows[key] for rows in (self._held_out_rows, *self._rows) if key in rows}
+        if not found:
+            raise KeyError(f"no prompt {index} of {len(ids)} tokens {ids[:8]}... is among the newest batches")
+        if len(found) > 1:
+            raise DataError(
+                f"the prompt {ids[:8]}... is held out and trained on with different columns ({' and '.join(found)}), "
+                f"at the same place {index}: take it out of one of the files"
+            )
+        return found.pop()
 
     def find(self, ids: list[int]) -> Prompt:
         """The prompt of these ids; KeyError where it is of no batch that is held."""
@@ -66,22 +104,26 @@ def training_prompts(
     skip: int = 0,
     group_size: int = 1,
     originals: Originals | None = None,
+    counts: dict[str, float] | None = None,
 ) -> Generator[Prompts]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` rows each, epoch after epoch, each shuffled anew;
     each prompt stands `group_size` times side by side, with a number, so a sampling seed, of its own each time.
 
     Depends on the rows and the seed alone, so a resumed run skips what it has used.  Only one batch
-    is held here; `originals` learns of each as it comes; close it where it is left before its end.  Raises
+    is held here; `originals` learns of each as it comes, and `counts` gets metrics of the rows that were dropped; close
+    it where it is left before its end.  Raises
     DataError when no prompt is within `config.max_tokens`.
     """
-    rows = encoded(
-        read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long
-    )
+    tally = Tally()
+    rows = encoded_prompts(config.train, config, tokenizer, originals, tally)
     count = rows.count()
+    metrics = report(config.train, tally.counts(), config.max_dropped_share)
+    if counts is not None:
+        counts.update(metrics)
     if not count:
         raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
     epochs = -(-num_batches * batch_size // group_size // count)
-    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size, originals)
+    stream = _batches(in_order(rows, epochs, seed, ties=(EXTRAS,)), batch_size, tokenizer, group_size, originals)
     return _part(stream, skip, num_batches)
 
 
@@ -89,15 +131,25 @@ def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: 
     """The first `count` prompts of `config.validation` in the order of their hash; DataError when there are fewer."""
     if config.validation is None:
         raise DataError("no held-out prompts: set prompts.validation to a file that no training prompt is in")
-    rows = read(config.validation, config.format, "prompts")
-    ordered = by_content(encoded(rows, "prompts", tokenizer, config.max_tokens, config.too_long))
+    tally = Tally()
+    ordered = by_content(encoded_prompts(config.validation, config, tokenizer, originals, tally), ties=(EXTRAS,))
     found = list(_batches(ordered.limit(count), count, tokenizer, originals=originals, is_held_out=True))
     if not found:
         raise DataError(
             f"{config.validation} has fewer than the {count} held-out prompts asked for (of at most "
             f"max_tokens={config.max_tokens} tokens): ask for fewer, or give more"
         )
+    report(config.validation, tally.counts(), config.max_dropped_share)
     return found[0]
+
+
+def encoded_prompts(
+    path: str, config: DataConfig, tokenizer: Any, originals: Originals | None = None, tally: Tally | None = None
+) -> Dataset:
+    """The token rows of the prompts at `path`, with their other columns where `originals` asks for some."""
+    with_extras = originals is not None and bool(originals.columns)
+    rows = read(path, config.format, "prompts", config.row_format, config.columns, with_extras)
+    return encoded(rows, "prompts", tokenizer, config.max_tokens, config.too_long, tally=tally)
 
 
 def pad(ids: list[list[int]], first_index: int, pad_id: int) -> Prompts:
@@ -113,7 +165,8 @@ def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
 ) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
-    rows = encoded(read(config.train, config.format, "text"), "text", tokenizer, config.max_tokens, config.too_long)
+    given = read(config.train, config.format, "text", config.row_format, config.columns)
+    rows = encoded(given, "text", tokenizer, config.max_tokens, config.too_long)
     count = rows.count()
     if not count:
         raise DataError(f"{config.train}: no text has at most max_tokens={config.max_tokens} tokens; raise it")
@@ -158,4 +211,7 @@ def _batches(
         if originals is not None:
             originals.add(given, batch.column("prompt").to_pylist(), is_held_out)
         ids = [prompt for prompt in given for _ in range(group_size)]
+        if originals is not None and originals.columns:
+            extras = [values for values in batch.column(EXTRAS).to_pylist() for _ in range(group_size)]
+            originals.add_columns(ids, extras, number * batch_size, is_held_out)
         yield pad(ids, number * batch_size, pad_id)

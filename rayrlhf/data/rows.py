@@ -94,6 +94,23 @@ def _are_messages(value: Any) -> bool:
     )
 
 
+def from_json(line: str) -> Any:
+    """The value of one line of JSON; ValueError where it is none, or has a key twice, of which one would be lost."""
+    try:
+        return json.loads(line, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1}); give one object a line") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"has {' and '.join(twice)} more than once in an object: {shortened(names)}")
+    return row
+
+
 def shortened(value: Any, limit: int = 200) -> str:
     """`value` as one line of at most `limit` characters, for a message."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -109,6 +126,18 @@ def digest(*parts: str) -> str:
 def content(row: Row) -> str:
     """`row` as text: equal rows, and only they, give equal text."""
     return json.dumps(row, sort_keys=True, ensure_ascii=False, default=lambda array: array.tolist())
+
+
+def parsed_elements(file: Any, path: str, parse: Parse) -> Iterator[tuple[int, Row]]:
+    """(number, row) of each element of the JSON array in a binary `file`; DataError names file and element."""
+    from rayrlhf.data.json_array import objects
+
+    number = 0
+    try:
+        for number, element in objects(file):
+            yield number, parse(element)
+    except ValueError as error:
+        raise DataError(f"{path}, row {number}: {error}") from error
 
 
 def parsed_lines(file: Any, path: str, parse: Parse) -> Iterator[tuple[int, Row]]:

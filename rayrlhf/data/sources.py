@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,9 @@ import fsspec
 
 from rayrlhf.data.context import settle
 from rayrlhf.data.fetch import cache_dir
-from rayrlhf.data.rows import COLUMNS, PARSED, Row, digest, parsed, parsed_lines, problem
+from rayrlhf.data.formats import AUTO, OWN, Reading, others, recognise
+from rayrlhf.data.json_array import is_array
+from rayrlhf.data.rows import COLUMNS, PARSED, Row, digest, from_json, parsed_elements, parsed_lines
 from rayrlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,50 +39,77 @@ class Files:
     format: str
 
 
-def read(path: str, format: str = "auto", kind: str = "text") -> Dataset:
+def read(
+    path: str,
+    format: str = "auto",
+    kind: str = "text",
+    layout: str = AUTO,
+    columns: Mapping[str, str] | None = None,
+    with_extras: bool = False,
+) -> Dataset:
     """The rows at `path` as a lazy dataset with just the columns of `kind`, in the files' order.
 
     `path` is a file, a folder (searched through), a glob, each also as an fsspec URI, or
-    `hf://name[:split]`.  Text files give a row a line, blank lines left out.  DataError at once for a
-    missing path or an unknown extension; a wrong row raises it when it is reached.
+    `hf://name[:split]`.  Text files give a row a line, blank lines left out.  `layout`, `columns` and `with_extras`
+    are `formats.recognise`'s, which looks at the first rows.  DataError at once for a missing path, an unknown
+    extension or columns of no layout; a wrong row raises it when it is reached.
     """
     from ray import data
 
     settle()
-    if path.startswith(HUB):
-        rows = data.read_parquet(_hub(path))
-        return rows.map_batches(partial(_checked, kind=kind, where=path), batch_format="pyarrow")
-    files = resolve(path, format)
+    files = _files(path, format)
+    reading = recognise(_sample(files, kind), kind, layout, columns, with_extras)
     where: dict[str, Any] = {} if _is_local(files.filesystem) else {"filesystem": files.filesystem}
     if files.format in ("jsonl", "text"):
         from rayrlhf.data.lines import Lines
 
-        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, kind=kind)
+        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, reading=reading)
         return data.read_datasource(Lines(files.paths, parse, **where))
     if files.format == "csv":
         rows = data.read_csv(files.paths, **_csv_options(files), **where)
     else:
         rows = data.read_parquet(files.paths, **where)
-    return rows.map_batches(partial(_checked, kind=kind, where=path), batch_format="pyarrow")
+    return rows.map_batches(partial(_checked, reading=reading, where=path), batch_format="pyarrow")
 
 
-def check(path: str, format: str = "auto", kind: str = "text") -> None:
-    """Read the first rows at `path` without Ray; DataError when it is missing, empty or of the wrong form."""
+def check(
+    path: str,
+    format: str = "auto",
+    kind: str = "text",
+    layout: str = AUTO,
+    columns: Mapping[str, str] | None = None,
+    with_extras: bool = False,
+) -> list[Row]:
+    """The first rows at `path`, as `read` will give them, without Ray; of a hub set none.  DataError when it is
+    missing, empty or of the wrong form."""
     if path.startswith(HUB):
         _hub_name(path)
-        return
+        return []
     files = resolve(path, format)
-    num_rows = 0
-    for name in files.paths:
-        for place, row in itertools.islice(_first_rows(files, name, kind), SAMPLE_ROWS - num_rows):
-            wrong = problem(row, kind)
-            if wrong:
-                raise DataError(f"{name}, {place} {wrong}")
-            num_rows += 1
-        if num_rows >= SAMPLE_ROWS:
-            return
-    if not num_rows:
+    sample = _sample(files, kind)
+    if not sample:
         raise DataError(f"{path} is empty: {len(files.paths)} {files.format} file(s) without a single row")
+    reading = recognise(sample, kind, layout, columns, with_extras)
+    for where, row in sample:
+        wrong = reading.wrong(row)
+        if wrong:
+            raise DataError(f"{where} {wrong}{others(kind) if reading.layout == OWN else ''}")
+    return [reading(row) for _, row in sample]
+
+
+def _sample(files: Files, kind: str) -> list[tuple[str, Any]]:
+    """The first rows, each with its file and place."""
+    rows: list[tuple[str, Any]] = []
+    for name in files.paths:
+        rows += itertools.islice(_first_rows(files, name, kind), SAMPLE_ROWS - len(rows))
+        if len(rows) >= SAMPLE_ROWS:
+            break
+    return rows
+
+
+def _files(path: str, format: str) -> Files:
+    """`resolve`, and for a hub set the file in the cache that holds it."""
+    return resolve(_hub(path), "parquet") if path.startswith(HUB) else resolve(path, format)
 
 
 def resolve(path: str, format: str) -> Files:
@@ -121,31 +149,37 @@ def _is_local(filesystem: Any) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def _parse_json(line: str, kind: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1}); give one object a line") from error
-    wrong = problem(row, kind)
-    if wrong:
-        raise ValueError(wrong)
-    return parsed(row, kind)
+def _parse_json(line: str, reading: Reading) -> Row:
+    return reading(from_json(line))
 
 
-def _parse_text(line: str, kind: str) -> Row:
+def _parse_text(line: str, reading: Reading) -> Row:
+    return reading(_text_row(line, reading.kind))
+
+
+def _text_row(line: str, kind: str) -> Row:
     if kind not in ("text", "prompts"):
         raise ValueError(f"plain text has no columns, {kind} rows need {list(COLUMNS[kind])}: use JSONL or CSV")
     return {COLUMNS[kind][0]: line}
 
 
-def _checked(batch: pa.Table, kind: str, where: str) -> pa.Table:
-    """`batch` with the columns of `kind`; DataError at its first wrong row."""
+def _checked(batch: pa.Table, reading: Reading, where: str) -> pa.Table:
+    """`batch` with the columns of the reading's kind; DataError at its first wrong row."""
     import pyarrow as pa
 
+    rows, kind = [], reading.kind
     for row in batch.to_pylist():
-        wrong = problem(row, kind)
-        if wrong:
-            raise DataError(f"{where}: a row {wrong}")
+        try:
+            rows.append(reading(row))
+        except ValueError as error:
+            raise DataError(f"{where}: a row {error}") from error
+    if not reading.is_plain:
+        try:
+            return pa.Table.from_pylist(rows, schema=reading.schema())
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{where}: a column mixes types ({error}). Make `prompt` strings, or messages, throughout."
+            ) from error
     chosen = batch.select(list(COLUMNS[kind]))
     for index, name in enumerate(COLUMNS[kind]):
         if name in PARSED:
@@ -169,17 +203,20 @@ def _csv_options(files: Files) -> dict[str, Any]:
 
 
 def _first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of one file, without Ray."""
+    """(file and place, row) of one file as it stands there, without Ray."""
     if files.format == "parquet":
         yield from _parquet_rows(files, name)
         return
     with files.filesystem.open(name, "rb") as file:
         if files.format == "csv":
             reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
-            yield from ((f"line {reader.line_num}", row) for row in reader)
+            yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
             return
-        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, kind=kind)
-        yield from ((f"line {number}", row) for number, row in parsed_lines(file, name, parse))
+        if files.format == "jsonl" and name.endswith(".json") and is_array(file):
+            yield from ((f"{name}, row {number}:", row) for number, row in parsed_elements(file, name, from_json))
+            return
+        parse = from_json if files.format == "jsonl" else partial(_text_row, kind=kind)
+        yield from ((f"{name}, line {number}:", row) for number, row in parsed_lines(file, name, parse))
 
 
 def _parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
@@ -189,7 +226,7 @@ def _parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
     try:
         with files.filesystem.open(name, "rb") as file:
             for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
-                yield from ((f"row {number}", row) for number, row in enumerate(batch.to_pylist()))
+                yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist()))
     except pa.ArrowException as error:
         raise DataError(f"{name} is not a Parquet file: {error}") from error
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayrlhf.errors import ModelError
+from rayrlhf.data.rows import shortened
+from rayrlhf.errors import DataError, ModelError
 
 Prompt = str | list[dict[str, str]]
 
@@ -22,7 +23,7 @@ SNIPPET = (
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """A document: start token (where there is one), text, end token."""
-    return _start(tokenizer) + _ids(tokenizer, text) + [_end(tokenizer)]
+    return _start(tokenizer) + token_ids(tokenizer, text) + [_end(tokenizer)]
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -30,15 +31,28 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     if not prompt:
         return _start(tokenizer)
     if not tokenizer.chat_template:
-        return _start(tokenizer) + _ids(tokenizer, as_text(prompt))
+        return _start(tokenizer) + token_ids(tokenizer, as_text(prompt))
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return _ids(tokenizer, rendered)
+    return token_ids(tokenizer, rendered(tokenizer, messages, is_prompt=True))
 
 
 def encode_completion(tokenizer: Any, completion: str) -> list[int]:
     """The tokens of a response, the end token last."""
-    return _ids(tokenizer, completion) + [_end(tokenizer)]
+    return token_ids(tokenizer, completion) + [_end(tokenizer)]
+
+
+def rendered(tokenizer: Any, messages: list[dict[str, str]], is_prompt: bool = False) -> str:
+    """The text of a conversation, `is_prompt`: with what stands in front of a reply.  DataError where the chat
+    template refuses it."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(
+            f"the chat template refuses a conversation of {roles}: {error}. The row: {shortened(messages)}"
+        ) from error
 
 
 def as_text(prompt: Prompt) -> str:
@@ -46,7 +60,8 @@ def as_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of `text` itself, without any that the tokenizer would put around it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

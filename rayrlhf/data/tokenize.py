@@ -1,7 +1,8 @@
 """From checked rows to token ids, as functions over Ray Data batches.
 
     text               input_ids, loss_mask        loss on every token but the first
-    prompt_completion  input_ids, loss_mask        loss on the completion and its end token
+    prompt_completion  input_ids, loss_mask        loss on the completion and its end token; of rows that hold
+                                                   `messages`, on every answer and its end (see conversation.py)
     preference         chosen_ids, rejected_ids    prompt, completion, end token; `prompt_length` of the prompt
     preference_margin  the same                    and the number `margin`
     ranking            ranked_ids                  a list of such texts, best first; `prompt_length`
@@ -15,13 +16,17 @@ ids are int32, masks bool, both lists of a row's own length.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayrlhf.data.context import settle
-from rayrlhf.data.rows import Row
+from rayrlhf.data.conversation import encode_conversation
+from rayrlhf.data.formats import EXTRAS
+from rayrlhf.data.rows import Row, shortened
+from rayrlhf.data.tally import CUT, DROPPED, EMPTY, EQUAL, KEPT, READ, TOO_LONG, Tally
 from rayrlhf.data.templates import encode_completion, encode_prompt, encode_text
-from rayrlhf.errors import ConfigError
+from rayrlhf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,36 +35,120 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def encoded(ds: Dataset, kind: str, tokenizer: Any, max_tokens: int, too_long: str = "drop") -> Dataset:
+def encoded(
+    ds: Dataset,
+    kind: str,
+    tokenizer: Any,
+    max_tokens: int,
+    too_long: str = "drop",
+    turns: str = "all",
+    tally: Tally | None = None,
+) -> Dataset:
     """`ds` of rows of `kind` as token ids, lazily, in the same order; no row is over `max_tokens`.
 
-    The tokenizer travels to the tasks with the function, so no folder need be seen by every node.
+    `too_long`, `turns`: as in `DataConfig`.  `tally` counts what became of the rows; without one a warning says what
+    was dropped.  The tokenizer travels to the tasks with the function, so no folder need be seen by every node.
     """
     settle(ds)
-    encode = partial(encode_batch, kind=kind, tokenizer=tokenizer, max_tokens=max_tokens, too_long=too_long)
+    encode = partial(
+        encode_batch,
+        kind=kind,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        too_long=too_long,
+        turns=turns,
+        tally=tally,
+    )
     return ds.map_batches(encode, batch_format="pyarrow")
 
 
-def encode_batch(batch: pa.Table, kind: str, tokenizer: Any, max_tokens: int, too_long: str) -> pa.Table:
-    """One batch; warns how many of its rows were dropped or cut."""
+def encode_batch(
+    batch: pa.Table,
+    kind: str,
+    tokenizer: Any,
+    max_tokens: int,
+    too_long: str,
+    turns: str = "all",
+    tally: Tally | None = None,
+) -> pa.Table:
+    """One batch.  DataError at a row that is too long where `too_long` is "error"."""
     import pyarrow as pa
 
-    rows, num_dropped, num_cut = [], 0, 0
-    for row in batch.to_pylist():
-        encoded_row = encode_row(row, kind, tokenizer)
-        if max(map(len, _texts(encoded_row, kind))) > max_tokens:
-            if too_long == "drop" or not _has_room(row, kind, tokenizer, max_tokens):
-                num_dropped += 1
-                continue
-            encoded_row = {name: _cut(value, max_tokens) for name, value in encoded_row.items()}
-            num_cut += 1
-        rows.append(encoded_row)
-    if num_dropped or num_cut:
+    given, rows, fates = batch.to_pylist(), list[Row](), Counter[str]()
+    for row in given:
+        fate, encoded_row = _encoded(row, kind, tokenizer, max_tokens, too_long, turns)
+        fates[fate] += 1
+        if encoded_row is not None:
+            rows.append(encoded_row)
+    counts = dict(fates) | {READ: len(given), KEPT: len(rows)}
+    if tally is not None:
+        tally.add(counts, given)
+    elif len(rows) < len(given) or fates[CUT]:
+        reasons = ", ".join(f"{fates[fate]} {why}" for fate, why in DROPPED.items() if fates[fate])
         logger.warning(
-            "%s: of %d rows %d dropped and %d cut, longer than max_tokens=%d",
-            kind, batch.num_rows, num_dropped, num_cut, max_tokens,
+            "%s: of %d rows %d dropped and %d cut, max_tokens=%d%s",
+            kind, len(given), len(given) - len(rows), fates[CUT], max_tokens, reasons and f" ({reasons})",
         )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=_schema(kind, batch))
+
+
+def _encoded(row: Row, kind: str, tokenizer: Any, max_tokens: int, too_long: str, turns: str) -> tuple[str, Row | None]:
+    """What becomes of a row, and its token columns where it stays."""
+    if _is_empty(row, kind):
+        return EMPTY, None
+    found, fate = encode_row(row, kind, tokenizer, turns), KEPT
+    excess = max(map(len, _texts(found, kind))) - max_tokens
+    if excess > 0:
+        if too_long == "error":
+            raise DataError(
+                f"a {kind} row has {max_tokens + excess} tokens, more than max_tokens={max_tokens}: raise it, or set "
+                f"too_long to drop, truncate or truncate_prompt. The row: {shortened(row)}"
+            )
+        length = _prompt_length(found, kind)
+        if too_long == "truncate_prompt" and kind != "text" and length > excess:
+            found, fate = _cut_beginning(found, excess), CUT
+        elif too_long != "drop" and length < max_tokens and (too_long == "truncate" or kind == "text"):
+            found, fate = {name: _cut(value, max_tokens) for name, value in found.items()}, CUT
+        else:
+            return TOO_LONG, None
+    if "chosen_ids" in found and found["chosen_ids"] == found["rejected_ids"]:
+        return EQUAL, None
+    return fate, found
+
+
+def _is_empty(row: Row, kind: str) -> bool:
+    """Whether a row has nothing to learn to write."""
+    if kind == "preference" or kind == "preference_margin":
+        return not row["chosen"].strip()
+    if kind != "prompt_completion":
+        return False
+    if "messages" not in row:
+        return not row["completion"].strip()
+    learnt = row["messages"][row["num_given"] :]
+    return any(turn["role"] == "assistant" and not turn["content"].strip() for turn in learnt)
+
+
+def _prompt_length(found: Row, kind: str) -> int:
+    """Tokens of an encoded row before the first that counts; of a prompt itself all."""
+    if kind == "prompts":
+        return len(found["prompt_ids"])
+    if "prompt_length" in found:
+        return int(found["prompt_length"])
+    return 0 if kind == "text" else int(found["loss_mask"].index(True))
+
+
+def _cut_beginning(found: Row, excess: int) -> Row:
+    """An encoded row without the first `excess` tokens of its prompt."""
+    cut = {name: _without(value, excess) for name, value in found.items()}
+    return cut | ({"prompt_length": found["prompt_length"] - excess} if "prompt_length" in found else {})
+
+
+def _without(value: Any, excess: int) -> Any:
+    if not isinstance(value, list) or (value and isinstance(value[0], dict)):
+        return value
+    if value and isinstance(value[0], list):
+        return [text[excess:] for text in value]
+    return value[excess:]
 
 
 def fitting(ds: Dataset, microbatch_tokens: int) -> Dataset:
@@ -80,14 +169,18 @@ def _fitting(batch: pa.Table, microbatch_tokens: int) -> pa.Table:
     return batch
 
 
-def encode_row(row: Row, kind: str, tokenizer: Any) -> Row:
+def encode_row(row: Row, kind: str, tokenizer: Any, turns: str = "all") -> Row:
     """The token columns of one row of `kind`, whatever its length."""
     if kind == "text":
         ids = encode_text(tokenizer, row["text"])
         return {"input_ids": ids, "loss_mask": [False] + [True] * (len(ids) - 1)}
+    if "messages" in row:
+        ids, mask = encode_conversation(tokenizer, row["messages"], row["num_given"], turns == "last")
+        return {"input_ids": ids, "loss_mask": mask}
     prompt = encode_prompt(tokenizer, row["prompt"])
     if kind == "prompts":
-        return {"prompt_ids": prompt, "prompt": row["prompt"]}
+        extras = {EXTRAS: row[EXTRAS]} if EXTRAS in row else {}
+        return {"prompt_ids": prompt, "prompt": row["prompt"]} | extras
     if kind == "prompt_completion":
         completion = encode_completion(tokenizer, row["completion"])
         return {
@@ -144,11 +237,6 @@ def _cut(value: Any, max_tokens: int) -> Any:
     return value[:max_tokens]
 
 
-def _has_room(row: Row, kind: str, tokenizer: Any, max_tokens: int) -> bool:
-    """Whether cutting leaves a whole prompt and something of a response."""
-    return kind == "text" or (kind != "prompts" and len(encode_prompt(tokenizer, row["prompt"])) < max_tokens)
-
-
 def _schema(kind: str, batch: pa.Table) -> pa.Schema:
     import pyarrow as pa
 
@@ -161,4 +249,5 @@ def _schema(kind: str, batch: pa.Table) -> pa.Schema:
         fields += [(name, pa.bool_() if name == "label" else pa.float64()) for name in _CARRIED[kind]]
     if kind == "prompts":
         fields.append(("prompt", batch.schema.field("prompt").type))
+        fields += [(EXTRAS, pa.string())] if EXTRAS in batch.schema.names else []
     return pa.schema(fields)

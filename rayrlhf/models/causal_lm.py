@@ -158,6 +158,21 @@ def new_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     )
 
 
+def set_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a model that generates also end at the tokenizer's end token and at the one after an answer of the chat
+    template: vLLM's server knows ends from generation_config.json alone.  Nothing changes where both are known."""
+    from rayrlhf.data.conversation import end_of_turn_id
+
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    former = generation.eos_token_id
+    known = [token for token in (former if isinstance(former, list) else [former]) if token is not None]
+    new = [token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token not in (None, *known)]
+    if new:
+        generation.eos_token_id = list(dict.fromkeys([*new, *known]))
+
+
 def without_dropout(model: Any) -> Any:
     """The model with every dropout at 0.
 

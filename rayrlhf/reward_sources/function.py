@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rayrlhf.batches import Rollouts, Scores
@@ -11,13 +13,14 @@ from rayrlhf.score_function import load_function
 
 
 class FunctionReward:
-    """`module:function(prompts, responses) -> one float a response`, on decoded texts."""
+    """`module:function(prompts, responses, **columns) -> one float a response`, on decoded texts."""
 
     def __init__(self, name: str, folder: str) -> None:
         """`folder`: where the policy's tokenizer is.  Raises ConfigError, ModelError."""
         self.function, self.tokenizer = load_function(name, "reward_function"), load_tokenizer(folder)
 
-    def scores(self, rollouts: Rollouts) -> Scores:
-        """One score a row.  Raises ConfigError where the function gives none, or one that is not finite."""
-        total = torch.tensor(self.function(*texts_of(rollouts, self.tokenizer)), dtype=torch.float32)
+    def scores(self, rollouts: Rollouts, columns: dict[str, list[Any]] | None = None) -> Scores:
+        """One score a row; `columns` of the prompts' rows go to the function by name.  Raises ConfigError where the
+        function gives none, or one that is not finite."""
+        total = torch.tensor(self.function(*texts_of(rollouts, self.tokenizer), **(columns or {})), dtype=torch.float32)
         return Scores(total, total[:, None], ("function",))

@@ -43,6 +43,7 @@ def fit(
     derive: Callable[[Dataset], Dataset] | None = None,
     peft: PeftConfig | None = None,
     demonstrations: tuple[str, int] | None = None,
+    chat_template: str | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
@@ -52,10 +53,12 @@ def fit(
     its parts.  `folder` is the Hugging Face folder to start from (of `new`: only its tokenizer); `loss` None:
     the one of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from
     the encoded rows those that the loss takes; `peft`: an adapter to train in place of all weights;
-    `demonstrations`: a path of prompt_completion rows and how many of them are to have the mean score 0.  Rows
-    stay in Ray's object store; the driver only counts them.
+    `demonstrations`: a path of prompt_completion rows and how many of them are to have the mean score 0;
+    `chat_template`: a name or a file for `template_text`, in place of the folder's own.  Rows stay in Ray's object
+    store; the driver only counts them.
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
+    from rayrlhf.data.chat_templates import template_text, with_template
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.training.losses import LOSSES
     from rayrlhf.training.supervised import Stage
@@ -65,9 +68,12 @@ def fit(
     if found.stage is not None and found.state == "finished":
         return found.stage.path
     tokenizer = load_tokenizer(folder)
+    template = None if chat_template is None else template_text(chat_template)
+    if template is not None:
+        tokenizer = with_template(tokenizer, template, str(chat_template))
     loss = loss or LOSSES[kind]
     complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
-    rows = _rows(kind, data, train, tokenizer, run.seed, complete)
+    rows, counts = _rows(kind, data, train, tokenizer, run.seed, complete)
     if demonstrations is not None:
         rows["demonstrations"] = _demonstrations(*demonstrations, data, tokenizer)
     count = rows["train"].count()
@@ -92,6 +98,8 @@ def fit(
         started=started,
         is_terminal=sys.stdout.isatty(),
         peft=peft,
+        chat_template=template,
+        data_counts=counts,
     )
     print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
     return _run_workers(stage, rows)
@@ -109,24 +117,32 @@ def _rows(
     tokenizer: Any,
     seed: int,
     complete: Callable[[Dataset], Dataset],
-) -> dict[str, Dataset]:
-    """Token rows: all epochs of training in their order, and the rows of a validation.
+) -> tuple[dict[str, Dataset], dict[str, float]]:
+    """(token rows: all epochs of training in their order, and the rows of a validation; metrics of what was dropped).
 
     Computed once here, or every worker would read and sort them again.
     """
-    from rayrlhf.data import order, sources
+    from rayrlhf.data import order, sources, tally
     from rayrlhf.data.tokenize import encoded
 
-    def tokens(path: str) -> Dataset:
-        return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
+    def tokens(path: str, counts: tally.Tally) -> Dataset:
+        rows = sources.read(path, data.format, kind, data.row_format, data.columns)
+        return encoded(rows, kind, tokenizer, data.max_tokens, data.too_long, data.turns, counts)
 
-    rows = {"train": order.in_order(complete(tokens(data.train)), train.epochs, seed, COMPUTED).materialize()}
+    def counted(path: str, counts: tally.Tally, prefix: str = "") -> dict[str, float]:
+        return tally.report(path, counts.counts(), data.max_dropped_share, prefix)
+
+    counts = tally.Tally()
+    rows = {"train": order.in_order(complete(tokens(data.train, counts)), train.epochs, seed, COMPUTED).materialize()}
+    metrics = counted(data.train, counts)
     if data.validation is not None:
-        chosen = order.by_content(tokens(data.validation), COMPUTED).limit(train.validation_rows)
+        counts = tally.Tally()
+        chosen = order.by_content(tokens(data.validation, counts), COMPUTED).limit(train.validation_rows)
         rows["validation"] = order.by_content(complete(chosen), COMPUTED).materialize()
+        metrics |= counted(data.validation, counts, "validation_")
         if not rows["validation"].count():
             raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
-    return rows
+    return rows, metrics
 
 
 def _demonstrations(path: str, count: int, data: DataConfig, tokenizer: Any) -> Dataset:

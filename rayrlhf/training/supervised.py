@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from rayrlhf.checkpoint import StageWriter, find_stage, make_final
+from rayrlhf.data.chat_templates import with_template
 from rayrlhf.errors import ConfigError, DataError, DivergenceError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
@@ -66,6 +67,8 @@ class Stage:
     started: float  # when the stage was called, for its seconds
     is_terminal: bool  # a progress bar in place of lines
     peft: PeftConfig | None = None  # an adapter in place of all weights
+    chat_template: str | None = None  # its Jinja text, in place of the folder's own
+    data_counts: dict[str, float] = field(default_factory=dict)  # metrics of what was dropped of the rows
 
 
 class Supervised:
@@ -75,6 +78,8 @@ class Supervised:
         torch.set_num_threads(stage.train.threads_per_worker)
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
+        if stage.chat_template is not None:
+            self.tokenizer = with_template(self.tokenizer, stage.chat_template)
         self.newest = stage.resume_from  # step directory of the newest checkpoint
         self.demonstrations: Sequence[Row] = ()
         self.seconds_before = self._start()
@@ -84,6 +89,7 @@ class Supervised:
         stage = self.stage
         distributed.seed_all(stage.run.seed)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
+        causal_lm.set_end(model, self.tokenizer)
         model = with_adapter(model, stage.peft)
         if self.train.packing:
             use_packing(model)
@@ -110,7 +116,7 @@ class Supervised:
                     metrics |= self._validate(validation)
                     is_best = stopping is not None and self.progress.is_best(metrics, stopping)
                 if report is not None:
-                    report.step(step, metrics, note)
+                    report.step(step, metrics | (self.stage.data_counts if step == 1 else {}), note)
                 if stop:
                     raise DivergenceError(stop)
                 is_final = is_last and not stopping
@@ -242,7 +248,7 @@ class Supervised:
             self.stage.name,
             self.stage.config,
             self.stage.parents,
-            metrics,
+            metrics | self.stage.data_counts,
             is_best=is_best,
             is_final=is_final,
             keep=self.train.keep,

@@ -257,3 +257,36 @@ def test_end_tokens_are_the_tokenizers_and_the_generation_configs(tiny_model, tm
     assert end_tokens(str(folder)) == sorted([7, own])
     os.remove(folder / "generation_config.json")
     assert end_tokens(str(folder)) == [own]
+
+
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_responses_end_where_the_chat_template_ends_an_answer(engine, tiny_model, tmp_path, request):
+    """Its token, here "!", is not the tokenizer's end token."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from actors.engines.base import build
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "!")
+    tokenizer.save_pretrained(folder)
+    mark, batch = tokenizer.convert_tokens_to_ids("!"), prompts(96)
+    config = RolloutConfig(engine=engine, kv_cache_gib=0.25)
+    if engine == "vllm":
+        request.getfixturevalue("ray_local")
+        host = Host.remote()
+        ray.get(host.start.remote(str(folder), config))
+        rollouts = ray.get(host.generate.remote(batch, SAMPLING, 0))
+        ray.kill(host)
+    else:
+        rollouts = build(str(folder), config).generate(batch, SAMPLING, 0)
+    ends = []
+    for row in range(96):
+        response = rollouts.tokens[row, int(batch.lengths[row]) : int(rollouts.lengths[row])].tolist()
+        assert mark not in response[:-1]
+        assert bool(rollouts.finished[row]) == (response[-1] in (mark, tokenizer.eos_token_id))
+        ends.append(response[-1])
+    assert ends.count(mark) >= 3

@@ -39,6 +39,9 @@ class Echo:
     def rows(self, rollouts):
         return ray.get_runtime_context().get_actor_name(), rollouts.prompt_index.tolist()
 
+    def columns(self, rollouts, columns):
+        return rollouts.prompt_index.tolist(), columns
+
     def pid(self):
         return os.getpid()
 
@@ -96,6 +99,11 @@ async def test_replicas_get_contiguous_rows_and_may_be_more_than_the_rows(groups
         ("echo-2", [5, 6]),
     ]
     assert await group.shared_out("rows", random_rollouts(2)) == [("echo-0", [0]), ("echo-1", [1])]
+    assert await group.shared_out("columns", random_rollouts(4), {"a": [*"wxyz"], "b": [0, None, 2, 3]}) == [
+        ([0, 1], {"a": ["w", "x"], "b": [0, None]}),
+        ([2], {"a": ["y"], "b": [2]}),
+        ([3], {"a": ["z"], "b": [3]}),
+    ]
     pid = await group.call(1, "pid")
     group.stop()
     deadline = time.monotonic() + 20

@@ -14,3 +14,13 @@ def spoilt(prompts: list[str], responses: list[str]) -> list[float]:
     """`vowels`, but of a size no loss can take in the fourth call of a process."""
     size = 3e38 if next(_CALLS) == 4 else 1.0
     return [size * (-1) ** n * score for n, score in enumerate(vowels(prompts, responses))]
+
+
+def known(
+    prompts: list[str], responses: list[str], reference: list[str], data_source: list[str] | None = None
+) -> list[float]:
+    """The same, for prompts "number N ..." whose reference is N; ValueError where one has another's."""
+    for row, (prompt, number) in enumerate(zip(prompts, reference, strict=True)):
+        if f"number {number} " not in prompt or (data_source is not None and data_source[row] != f"source {number}"):
+            raise ValueError(f"{prompt!r} came with the reference {number!r} of {data_source and data_source[row]!r}")
+    return vowels(prompts, responses)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,10 +172,20 @@ def test_mistakes(config, tiny_model, foreign_model_folder, tmp_path) -> None:
     evaluate.check(config)
 
 
-def test_a_function_scores_in_the_place_of_a_reward_model(config, folders, ray_local) -> None:
+def numbered(prompts: str, folder: Path) -> str:
+    """The prompts "number N ..." with a column `number`."""
+    rows = [json.loads(line) for line in Path(prompts).read_text().splitlines()]
+    rows = [row | {"number": row["prompt"].split()[1]} for row in rows]
+    (folder / "numbered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "numbered.jsonl")
+
+
+def test_a_function_scores_in_the_place_of_a_reward_model(config, folders, ray_local, tmp_path) -> None:
     given = config.model_dump() | {
         "reward_model": None,
-        "reward_function": "tests.jobs.rewards:vowels",
+        "reward_function": "tests.jobs.rewards:known",
+        "columns": {"reference": "number"},
+        "prompts": numbered(config.prompts, tmp_path),
         "gold": "tests.jobs.rewards:vowels",
         "sampling": {"max_new_tokens": 8, "greedy": True},
         "rollout": {"engine": "transformers"},

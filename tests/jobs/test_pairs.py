@@ -47,12 +47,14 @@ def talker(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFa
 def test_samples_are_ranked_and_written_as_preference_rows(
     ray_local: None, talker: str, prompts_file: str, tmp_path: Path
 ) -> None:
-    keys = [*given(talker, prompts_file, tmp_path), "reward_function=tests.jobs.rewards:vowels"]
+    prompts = [json.loads(line)["prompt"] for line in open(prompts_file)]
+    labelled = tmp_path / "openrlhf.jsonl"  # input and label, as OpenRLHF has them
+    labelled.write_text("".join(json.dumps({"input": p, "label": p.split()[1]}) + "\n" for p in prompts))
+    keys = [*given(talker, str(labelled), tmp_path), "reward_function=tests.jobs.rewards:known"]
     config = load(pairs.PairsConfig, None, keys)
     pairs.check(config)
     stage = find_stage(pairs.run(config), kind="pairs")
     metrics = stage.manifest["metrics"]
-    prompts = [json.loads(line)["prompt"] for line in open(prompts_file)]
     for split in ("train", "validation"):
         folder = f"{stage.state_dir}/preference/{split}"
         rows = tables.dataset(folder).to_table().to_pylist()

@@ -108,7 +108,7 @@ def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
 
 def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, monkeypatch):
     text = (ROOT / "docs/your_data.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    chat, block = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     row = {"prompt": "a", "completion": " b", "chosen": " c", "rejected": " d"}
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(block)
@@ -121,6 +121,13 @@ def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, m
     config = load(pipeline.PipelineConfig, "mine.yaml", [])
     pipeline.check(config)
     assert list(pipeline.plan(config)) == list(config.stages) == ["sft", "reward_model", "ppo", "evaluate"]
+
+    Path("chat.yaml").write_text(chat)
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    Path("data/chats.jsonl").write_text(json.dumps({"talk": talk}) + "\n")
+    config = load(pipeline.PipelineConfig, "chat.yaml", [])
+    pipeline.check(config)
+    assert list(pipeline.plan(config)) == ["sft"]
 
 
 def test_a_pipeline_needs_a_stage_and_what_it_takes():

@@ -124,11 +124,24 @@ def test_more_than_the_cluster_has_is_refused_with_both_numbers(tiny_model, rewa
         fits(ppo.plan(load(ppo.PPOConfig, None, given)), [{"CPU": 4.0, "memory": 16 * 2.0**30}])
 
 
+def verl_file(prompts: str, folder: Path) -> str:
+    """The prompts as verl's RL files have them, with the number in each as its answer."""
+    rows = []
+    for line in Path(prompts).read_text().splitlines():
+        text = json.loads(line)["prompt"]
+        number = text.split()[1]
+        row = {"prompt": [{"role": "user", "content": text}], "data_source": f"source {number}", "ability": "none"}
+        rows.append(row | {"reward_model": {"style": "rule", "ground_truth": number}, "extra_info": {"split": "train"}})
+    (folder / "verl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "verl.jsonl")
+
+
 def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompts_file, tmp_path, ray_local):
+    """Its function gets the answers and sources of verl's rows, each with its prompt."""
     import ray
 
     keys = {
-        "reward_function": "tests.jobs.rewards:vowels",
+        "reward_function": "tests.jobs.rewards:known",
         "algorithm.estimator": "grpo",
         "algorithm.group_size": 4,
         "policy.engine.lr": 1e-2,
@@ -136,7 +149,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
         "policy.ema_decay": 0.5,
         "rollout.engine": "transformers",
     }
-    given = overrides(tmp_path, tiny_model("llama"), "null", prompts_file, **keys)
+    given = overrides(tmp_path, tiny_model("llama"), "null", verl_file(prompts_file, tmp_path), **keys)
     given.remove("critic.minibatch=4")
     config = load(ppo.PPOConfig, None, given)
     ppo.check(config)
@@ -151,6 +164,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
     assert rows[1]["loss/kl_avg"] >= 0 and rows[1]["loss/pretraining_avg"] > 1
     assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
     assert not (Path(path) / "state" / "critic").exists()
+    assert find_stage(path).manifest["metrics"]["data/rows_read"] == rows[1]["data/rows_read"] == 24
 
 
 def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_path, ray_local, capsys):

@@ -131,3 +131,29 @@ def test_a_replica_that_cannot_start_is_reported(tiny_model, ray_local, tmp_path
     config = serve.ServeConfig(model=tiny_model("llama"), port=free_port(), kv_cache_gib=1e-6)
     with pytest.raises(RoleError, match="could not be served"):
         serve.start(config)
+
+
+@pytest.mark.slow
+def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp_path, ray_local) -> None:
+    """A stage saves the end of its template in generation_config.json; here it is the first byte of the answer."""
+    from transformers import AutoTokenizer
+
+    from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end
+
+    plain = tiny_model("llama")
+    tokens = AutoTokenizer.from_pretrained(plain)("The movie")["input_ids"]
+    answer = greedy(plain, tokens, 24)
+    mark = next(
+        letter for letter in answer[4:] if letter.isascii() and letter.isprintable() and letter not in "{}% '\"\\"
+    )
+    tokenizer, model = load_tokenizer(plain), load_causal_lm(plain)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", mark)
+    set_end(model, tokenizer)
+    save(model, tokenizer, str(tmp_path))
+    config = serve.ServeConfig(model=str(tmp_path), name="ends", port=free_port(), kv_cache_gib=0.05, max_model_len=100)
+    serve.check(config)
+    try:
+        found = serve.ask(serve.start(config), "ends", "The movie", max_tokens=24)
+    finally:
+        serve.stop()
+    assert found.rstrip(mark) == answer[: answer.index(mark)]

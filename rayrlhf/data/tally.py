@@ -1,0 +1,87 @@
+"""What became of the rows of a path, counted where they are encoded: in Ray's tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rayrlhf.data.rows import digest
+from rayrlhf.errors import DataError
+
+READ, KEPT, CUT, TOO_LONG, EQUAL, EMPTY = "read", "kept", "cut", "too_long", "equal", "empty"
+DROPPED = {
+    TOO_LONG: "longer than max_tokens",
+    EQUAL: "pairs of equal texts",
+    EMPTY: "without an answer",
+}
+
+
+class _Counts:
+    """An actor; each batch counts once, however often its task is tried."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, dict[str, int]] = {}
+
+    def add(self, batch: str, counts: dict[str, int]) -> None:
+        self.batches[batch] = counts
+
+    def total(self) -> dict[str, int]:
+        return dict(sum(map(Counter, self.batches.values()), Counter[str]()))
+
+
+class Tally:
+    """Counts of one pass over a dataset, made by its tasks and read by the driver after it.
+
+    It lives as long as the driver holds it; a dataset that is computed twice is counted twice.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(_Counts).remote()
+
+    def add(self, counts: dict[str, int], rows: list[Any]) -> None:
+        """Called in a task, for a batch of `rows`; returns when it is counted."""
+        import ray
+
+        task = ray.get_runtime_context().get_task_id() or ""
+        ray.get(self._actor.add.remote(digest(task, repr(rows[:1]), repr(rows[-1:]), repr(counts)), counts))
+
+    def counts(self) -> dict[str, int]:
+        """Rows by what became of them: READ is the sum of KEPT and of all of DROPPED; CUT is a part of KEPT."""
+        import ray
+
+        found: dict[str, int] = ray.get(self._actor.total.remote())
+        return {name: found.get(name, 0) for name in (READ, KEPT, CUT, *DROPPED)}
+
+
+def summary(path: str, counts: dict[str, int]) -> str:
+    """One line of what was dropped and cut; "" where nothing was."""
+    lost = [f"{counts[name]:,} dropped ({why})" for name, why in DROPPED.items() if counts[name]]
+    lost += [f"{counts[CUT]:,} cut to max_tokens"] if counts[CUT] else []
+    return f"{path}: of {counts[READ]:,} rows {', '.join(lost)}" if lost else ""
+
+
+def metrics(counts: dict[str, int], prefix: str = "") -> dict[str, float]:
+    """`data/rows_read`, `data/rows_dropped_too_long` and so on, with `prefix` after the slash."""
+    named = {f"rows_dropped_{name}" if name in DROPPED else f"rows_{name}": float(n) for name, n in counts.items()}
+    return {f"data/{prefix}{name}": value for name, value in named.items()}
+
+
+def report(path: str, counts: dict[str, int], max_share: float | None, prefix: str = "") -> dict[str, float]:
+    """Print the summary, check the share, and give the metrics."""
+    line = summary(path, counts)
+    if line:
+        print(line, flush=True)
+    check_share(path, counts, max_share)
+    return metrics(counts, prefix)
+
+
+def check_share(path: str, counts: dict[str, int], max_share: float | None) -> None:
+    """DataError where more than `max_share` of the rows were dropped; None allows any."""
+    dropped = counts[READ] - counts[KEPT]
+    if max_share is not None and dropped > max_share * counts[READ]:
+        raise DataError(
+            f"{summary(path, counts)}: that is more than data.max_dropped_share={max_share:g}. Mend the rows, raise "
+            "data.max_tokens, or raise data.max_dropped_share"
+        )
