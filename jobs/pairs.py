@@ -91,10 +91,10 @@ def check(config: PairsConfig) -> None:
     """Models and prompts are there, lengths fit."""
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.data import sources
     from rayrlhf.models.causal_lm import check_scores, check_writes
     from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
+    from rayrlhf.training.job import check_data
 
     check_run_root(config.run.root)
     contexts = [check_writes(model_folder(config.model), f"model={config.model}")]
@@ -114,8 +114,12 @@ def check(config: PairsConfig) -> None:
             f"a prompt and its response may have {longest} tokens, more than forward_tokens={config.forward_tokens} "
             "holds: raise it, or lower prompts.max_tokens or sampling.max_new_tokens"
         )
-    for path in filter(None, (config.prompts.train, config.prompts.validation)):
-        sources.check(path, config.prompts.format, "prompts")
+    if config.prompts.is_mixed:
+        raise ConfigError(
+            "prompts.train is a mixture, but every prompt is sampled once: give one path (a folder or a glob may hold "
+            "several files)"
+        )
+    check_data(config.prompts, "prompts", "prompts")
     plan(config)
 
 

@@ -177,7 +177,11 @@ def check(config: PipelineConfig) -> None:
     from rayrlhf.score_function import load_function
 
     judge = config.reward_model
-    if judge is not None and judge.loss in ("ranking", "regression") and "/prepare/" in judge.data.train:
+    if (
+        judge is not None
+        and judge.loss in ("ranking", "regression")
+        and any("/prepare/" in source.path for source in judge.data.sources)
+    ):
         raise ConfigError(
             f"reward_model.loss={judge.loss} has no rows: prepare makes pairs and labels. Set reward_model.data.train "
             "(and data.validation, which may be null)"

@@ -13,10 +13,81 @@ Format = Literal["auto", "jsonl", "parquet", "csv", "text"]
 TooLong = Literal["drop", "truncate"]
 
 
+class MixedSource(Section):
+    """One of several sources of training rows."""
+
+    path: str = Field(min_length=1, description="a file, a folder, a glob or hf://name[:split]")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="its share of the rows, over the sum of all weights; null, for all or for none: by size",
+    )
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="without weights: it counts as no larger than this, and no pass takes more of its rows (the next "
+        "pass takes the next ones)",
+    )
+    epochs: int = Field(
+        default=1, ge=1, description="as if it stood there so many times: most times that a pass repeats its rows"
+    )
+    format: Format | None = Field(default=None, description="how its files are read; null: data.format")
+
+    @model_validator(mode="after")
+    def _cap_is_a_size(self) -> "MixedSource":
+        if self.weight is not None and self.max_rows is not None:
+            raise ValueError(
+                f"max_rows={self.max_rows} limits a size, which has no effect beside weight={self.weight:g}: give one"
+            )
+        return self
+
+
+class PretrainingSource(Section):
+    """Text among the rows of SFT, whose loss is on all of its tokens."""
+
+    path: str = Field(min_length=1, description="text rows: a file, a folder, a glob or hf://name[:split]")
+    share: float = Field(gt=0, lt=1, description="share of the rows of training that are of this text")
+    epochs: int = Field(default=1, ge=1, description="most times that a pass repeats it")
+    format: Format | None = Field(default=None, description="how its files are read; null: data.format")
+
+
+class MixingConfig(Section):
+    """How several sources become one stream of rows."""
+
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="without weights: shares go as size^(1/temperature); 1: by size, .inf: all alike",
+    )
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of one pass over the mixture; null: as many as the source that is used up first allows",
+    )
+    short: Literal["error", "lower"] = Field(
+        default="error",
+        description="a source without enough rows for its share, its epochs counted: an error, or a lower share",
+    )
+
+
+class PackingConfig(Section):
+    """Text packed into rows of data.max_tokens tokens; each document sees only itself."""
+
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="tokens by which the pieces of a longer document overlap; they count once in the loss",
+    )
+    buffer: int = Field(default=4096, ge=1, description="about as many pieces are packed together at a time")
+
+
 class DataConfig(Section):
     """The rows a stage trains and validates on."""
 
-    train: str = Field(min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]")
+    train: str | tuple[MixedSource, ...] = Field(
+        min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]; or a list of sources"
+    )
     validation: str | None = Field(default=None, description="held-out rows, as `train`; null: no validation")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     max_tokens: int = Field(default=256, ge=2, description="longest row in tokens, its prompt included")
@@ -24,6 +95,63 @@ class DataConfig(Section):
         default="drop",
         description="rows over max_tokens: drop them or cut their end; prompts too long are dropped",
     )
+    mixing: MixingConfig | None = Field(default=None, description="how several sources are mixed; null: by default")
+    pretraining: PretrainingSource | None = Field(default=None, description="SFT: text mixed in; null: none")
+    packing: PackingConfig | None = Field(
+        default=None, description="pretraining: rows of like length; null: a text each"
+    )
+
+    @property
+    def sources(self) -> tuple[MixedSource, ...]:
+        """The training sources; of a path alone just that one."""
+        return (MixedSource(path=self.train),) if isinstance(self.train, str) else self.train
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the training rows are put together by shares."""
+        has_length = self.mixing is not None and self.mixing.rows is not None
+        return not isinstance(self.train, str) or self.pretraining is not None or has_length
+
+    @model_validator(mode="after")
+    def _sources(self) -> "DataConfig":
+        paths, weights = [source.path for source in self.sources], [source.weight for source in self.sources]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"train lists {path} twice: list it once, with a higher weight or more epochs")
+        if None in weights and any(weights):
+            without = paths[weights.index(None)]
+            raise ValueError(f"train gives some sources a weight and {without} none: give one to all, or to none")
+        if len(paths) == 1 and weights[0] is not None:
+            raise ValueError(f"train has one source, so its weight={weights[0]:g} has no effect: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _mixing_has_an_effect(self) -> "DataConfig":
+        mixing = self.mixing
+        if mixing is None:
+            return self
+        if mixing.temperature != 1 and (len(self.sources) == 1 or self.sources[0].weight is not None):
+            why = "one source" if len(self.sources) == 1 else "weights"
+            raise ValueError(f"mixing.temperature={mixing.temperature:g} has no effect with {why}: leave it out")
+        if mixing.rows is None and self.pretraining is None and mixing.short != "error":
+            raise ValueError(
+                "mixing.short=lower has no effect without mixing.rows or pretraining: a pass ends with the source that "
+                "is used up first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packing_cuts(self) -> "DataConfig":
+        if self.packing is None:
+            return self
+        if self.too_long != "drop":
+            raise ValueError("too_long=truncate has no effect with packing, which cuts long texts into pieces")
+        if self.packing.overlap >= self.max_tokens:
+            raise ValueError(
+                f"packing.overlap={self.packing.overlap} leaves nothing new in a piece of max_tokens="
+                f"{self.max_tokens}: lower it"
+            )
+        return self
 
 
 class SourceConfig(Section):

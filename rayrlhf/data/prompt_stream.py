@@ -13,6 +13,8 @@ import torch
 
 from rayrlhf.batches import Prompts, TextBatch
 from rayrlhf.data.config import DataConfig
+from rayrlhf.data.mixing_rates import described
+from rayrlhf.data.mixture import load
 from rayrlhf.data.order import by_content, in_order
 from rayrlhf.data.sources import read
 from rayrlhf.data.templates import Prompt
@@ -72,15 +74,25 @@ def training_prompts(
     is held here; `originals` learns of each as it comes; close it where it is left before its end.  Raises
     DataError when no prompt is within `config.max_tokens`.
     """
-    rows = encoded(
-        read(config.train, config.format, "prompts"), "prompts", tokenizer, config.max_tokens, config.too_long
-    )
+    ordered = _ordered(config, "prompts", tokenizer, num_batches * batch_size // group_size, seed)
+    stream = _batches(ordered, batch_size, tokenizer, group_size, originals)
+    return _part(stream, skip, num_batches)
+
+
+def _ordered(config: DataConfig, kind: str, tokenizer: Any, num_rows: int, seed: int) -> Dataset:
+    """As many passes over the rows of `config.train` as give `num_rows`."""
+    if config.is_mixed:
+        mixture = load(config, kind, tokenizer)
+        num_passes = -(-num_rows // mixture.num_rows)
+        print("\n".join(f"{kind}: {line}" for line in described(mixture.parts, num_passes)), flush=True)
+        return mixture.in_order(num_passes, seed)
+    path = config.sources[0].path
+    rows = encoded(read(path, config.format, kind), kind, tokenizer, config.max_tokens, config.too_long)
     count = rows.count()
     if not count:
-        raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
-    epochs = -(-num_batches * batch_size // group_size // count)
-    stream = _batches(in_order(rows, epochs, seed), batch_size, tokenizer, group_size, originals)
-    return _part(stream, skip, num_batches)
+        what = "prompt" if kind == "prompts" else kind
+        raise DataError(f"{path}: no {what} has at most max_tokens={config.max_tokens} tokens; raise it")
+    return in_order(rows, -(-num_rows // count), seed)
 
 
 def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: Originals | None = None) -> Prompts:
@@ -111,14 +123,8 @@ def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
 ) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
-    rows = encoded(read(config.train, config.format, "text"), "text", tokenizer, config.max_tokens, config.too_long)
-    count = rows.count()
-    if not count:
-        raise DataError(f"{config.train}: no text has at most max_tokens={config.max_tokens} tokens; raise it")
-    epochs = -(-num_batches * batch_size // count)
-    stream: Any = in_order(rows, epochs, seed).iter_batches(
-        batch_size=batch_size, batch_format="pyarrow", drop_last=True
-    )
+    rows = _ordered(config, "text", tokenizer, num_batches * batch_size, seed)
+    stream: Any = rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", drop_last=True)
     for batch in itertools.islice(stream, skip, num_batches):
         tokens, lengths = pad_rows(batch.column("input_ids").to_pylist())
         mask = pad_rows(batch.column("loss_mask").to_pylist())[0].bool()

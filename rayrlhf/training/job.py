@@ -21,8 +21,6 @@ def check(
 ) -> None:
     """Data are there and of `kind`; lengths fit `context` and a microbatch, of which a row takes the room of
     `texts_per_row`; early stopping looks at one of `metrics`.  Raises UserError."""
-    from rayrlhf.data import sources
-
     if data.max_tokens > context:
         raise ConfigError(
             f"data.max_tokens={data.max_tokens} is longer than the model's context of {context} tokens: "
@@ -42,15 +40,45 @@ def check(
             f"train.early_stopping.metric is {train.early_stopping.metric!r}, which no validation gives; "
             f"there are {', '.join(metrics)}"
         )
-    sources.check(data.train, data.format, kind)
+    if data.packing is not None and train.packing:
+        raise ConfigError(
+            "train.packing=true has no effect with data.packing, whose rows have no padding anyway: leave it out"
+        )
+    check_data(data, kind)
+
+
+def check_data(data: DataConfig, kind: str, prefix: str = "data") -> None:
+    """Every source is there and of `kind`, and what is done with the rows suits them; UserError otherwise."""
+    from rayrlhf.data import sources
+
+    if data.packing is not None and kind != "text":
+        raise ConfigError(
+            f"{prefix}.packing cuts texts and puts them together, which is for pretraining; {kind} rows stay whole. "
+            "Leave it out (train.packing=true leaves padding out)"
+        )
+    if data.pretraining is not None and kind != "prompt_completion":
+        other = {"text": f"list its path under {prefix}.train", "prompts": "set policy.pretraining"}
+        raise ConfigError(
+            f"{prefix}.pretraining mixes text into the prompts and completions of SFT, not into {kind} rows: "
+            f"{other.get(kind, 'leave it out')}"
+        )
+    for source in data.sources:
+        sources.check(source.path, source.format or data.format, kind)
+    if data.pretraining is not None:
+        sources.check(data.pretraining.path, data.pretraining.format or data.format, "text")
     if data.validation is not None:
         sources.check(data.validation, data.format, kind)
 
 
-def data_parents(data: DataConfig) -> dict[str, str]:
-    """What the rows come from, by role: the stage directory that holds them, or the path itself."""
-    paths = {"data": data.train} | ({"validation": data.validation} if data.validation else {})
-    return {role: stage_of(path) for role, path in paths.items()}
+def data_parents(data: DataConfig, role: str = "data", held_out: str = "validation") -> dict[str, str]:
+    """What the rows come from, by role: the stage directory that holds them, or the path itself.
+
+    Of several sources `role`_1, `role`_2, ..., and `pretraining` for text that is mixed in."""
+    paths = [source.path for source in data.sources]
+    found = {role: paths[0]} if isinstance(data.train, str) else {f"{role}_{n}": p for n, p in enumerate(paths, 1)}
+    found |= {"pretraining": data.pretraining.path} if data.pretraining else {}
+    found |= {held_out: data.validation} if data.validation else {}
+    return {name: stage_of(path) for name, path in found.items()}
 
 
 def stage_of(path: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayrlhf import lineage
 from rayrlhf.data.config import DataConfig
+from rayrlhf.data.mixing_rates import described
 from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.peft_config import PeftConfig
@@ -21,6 +22,7 @@ from rayrlhf.training.job import MIN_DEMONSTRATIONS
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from rayrlhf.data.mixture import Mixture
     from rayrlhf.training.losses import Loss
     from rayrlhf.training.supervised import Stage
 
@@ -67,14 +69,15 @@ def fit(
     tokenizer = load_tokenizer(folder)
     loss = loss or LOSSES[kind]
     complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
-    rows = _rows(kind, data, train, tokenizer, run.seed, complete)
+    rows, mixture = _rows(kind, data, train, tokenizer, run.seed, complete)
     if demonstrations is not None:
         rows["demonstrations"] = _demonstrations(*demonstrations, data, tokenizer)
     count = rows["train"].count()
     total = count // train.minibatch
     if not total:
+        read = " + ".join(source.path for source in data.sources)
         raise DataError(
-            f"{data.train} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
+            f"{read} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
             f"{data.max_tokens} are dropped), fewer than train.minibatch={train.minibatch}: "
             "lower train.minibatch, raise train.epochs or data.max_tokens, or give more rows"
         )
@@ -92,7 +95,12 @@ def fit(
         started=started,
         is_terminal=sys.stdout.isatty(),
         peft=peft,
+        sources=tuple(part.name for part in mixture.parts) if mixture else (),
+        facts=_facts(name, data, rows["train"]),
+        packed=data.packing is not None,
     )
+    if mixture is not None:
+        print("\n".join(f"{name}: {line}" for line in described(mixture.parts, train.epochs)), flush=True)
     print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
     return _run_workers(stage, rows)
 
@@ -109,24 +117,44 @@ def _rows(
     tokenizer: Any,
     seed: int,
     complete: Callable[[Dataset], Dataset],
-) -> dict[str, Dataset]:
-    """Token rows: all epochs of training in their order, and the rows of a validation.
+) -> tuple[dict[str, Dataset], Mixture | None]:
+    """Token rows: all epochs of training in their order, and the rows of a validation; and the mixture that the
+    former come from, where they do.
 
     Computed once here, or every worker would read and sort them again.
     """
-    from rayrlhf.data import order, sources
-    from rayrlhf.data.tokenize import encoded
+    from rayrlhf.data import mixture, order
+    from rayrlhf.data.packing import token_rows
 
     def tokens(path: str) -> Dataset:
-        return encoded(sources.read(path, data.format, kind), kind, tokenizer, data.max_tokens, data.too_long)
+        return token_rows(path, data.format, kind, data, tokenizer)
 
-    rows = {"train": order.in_order(complete(tokens(data.train)), train.epochs, seed, COMPUTED).materialize()}
+    mixed = mixture.load(data, kind, tokenizer, complete) if data.is_mixed else None
+    if mixed is not None:
+        train_rows = mixed.in_order(train.epochs, seed, COMPUTED)
+    else:
+        train_rows = order.in_order(complete(tokens(data.sources[0].path)), train.epochs, seed, COMPUTED)
+    rows: dict[str, Dataset] = {"train": train_rows.materialize()}
     if data.validation is not None:
         chosen = order.by_content(tokens(data.validation), COMPUTED).limit(train.validation_rows)
         rows["validation"] = order.by_content(complete(chosen), COMPUTED).materialize()
         if not rows["validation"].count():
             raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
-    return rows
+    return rows, mixed
+
+
+def _facts(name: str, data: DataConfig, rows: Dataset) -> tuple[tuple[str, float], ...]:
+    """How full packed rows are, also for the console."""
+    from rayrlhf.data.packing import fill
+
+    if data.packing is None:
+        return ()
+    pieces, tokens, share = fill(rows, data.max_tokens)
+    print(
+        f"{name}: {pieces:,} texts and pieces of {tokens:,} tokens in rows of {data.max_tokens}: {share:.2%} filled",
+        flush=True,
+    )
+    return (("data/packing_fill", share),)
 
 
 def _demonstrations(path: str, count: int, data: DataConfig, tokenizer: Any) -> Dataset:
