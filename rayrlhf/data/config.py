@@ -205,25 +205,79 @@ class SnippetsConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The tokenizer trained on the training texts."""
+    """The tokenizer, trained on the training texts or taken as it is; its fertility is measured on held-out texts."""
 
-    kind: Literal["bpe", "words"] = Field(
-        default="bpe", description="byte-level BPE; or whole words, and pieces for the rare ones (for few texts)"
+    from_folder: str | None = Field(
+        default=None,
+        description="take this tokenizer (a stage directory or a Hugging Face folder) in the place of a trained one; "
+        "null: train",
     )
-    vocab_size: int = Field(default=8192, ge=259, description="most tokens in all: 3 special, 256 bytes, merges, words")
+    kind: Literal["bpe", "unigram", "words"] = Field(
+        default="bpe", description="bpe, unigram; or whole words, and pieces for the rare ones (for few texts)"
+    )
+    alphabet: Literal["bytes", "characters"] = Field(
+        default="bytes", description="what pieces are made of: bytes; or frequent characters, bytes for the others"
+    )
+    coverage: float = Field(
+        default=0.9995, gt=0, le=1, description="alphabet=characters: share of the text that the frequent ones make up"
+    )
+    vocab_size: int = Field(default=8192, ge=259, description="most tokens in all: special, 256 bytes, merges, words")
+    special_tokens: tuple[str, ...] = Field(
+        default=(), description="further tokens beside <pad>, <s> and </s> that text never is part of"
+    )
+    split_digits: bool = Field(default=False, description="every digit is a token of its own")
     num_pieces: int = Field(
-        default=400, ge=259, description="kind=words: tokens that are no words: 3 special, 256 bytes, merges"
+        default=400, ge=259, description="kind=words: tokens that are no words: special, 256 bytes, merges"
     )
     min_count: int = Field(default=2, ge=1, description="kind=words: rarer words are spelled in pieces")
+    max_texts: int | None = Field(
+        default=None, ge=1, description="train on so many texts, the first in the order of their hash; null: on all"
+    )
     model_max_length: int = Field(default=256, ge=8, description="longest input it announces, in tokens")
+    fertility_texts: int = Field(
+        default=1000, ge=1, description="most held-out texts that its fertility is measured on"
+    )
 
     @model_validator(mode="after")
-    def _room_for_words(self) -> "TokenizerConfig":
-        if self.kind == "bpe" and (self.num_pieces, self.min_count) != (400, 2):
-            raise ValueError("num_pieces and min_count have no effect with kind=bpe: leave them out, or set kind=words")
+    def _nothing_is_trained(self) -> "TokenizerConfig":
+        given = self.model_fields_set - {"from_folder", "fertility_texts"}
+        own = sorted(name for name in given if getattr(self, name) != type(self).model_fields[name].default)
+        if self.from_folder is not None and own:
+            raise ValueError(f"{', '.join(own)} have no effect with from_folder={self.from_folder}: leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> "TokenizerConfig":
+        if self.kind != "words" and (self.num_pieces, self.min_count) != (400, 2):
+            raise ValueError(
+                f"num_pieces and min_count have no effect with kind={self.kind}: leave them out, or set kind=words"
+            )
+        if self.kind == "words" and self.alphabet == "characters":
+            raise ValueError("kind=words spells rare words in bytes: leave alphabet out, or set kind=bpe or unigram")
+        if self.alphabet == "bytes" and self.coverage != 0.9995:
+            raise ValueError(
+                f"coverage={self.coverage} has no effect with alphabet=bytes, which covers all: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room(self) -> "TokenizerConfig":
+        least = 259 + len(self.special_tokens) + (self.alphabet == "characters")
+        if min(self.vocab_size, self.num_pieces if self.kind == "words" else least) < least:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} (kind=words: num_pieces={self.num_pieces}) has no room for 256 bytes "
+                f"and {3 + len(self.special_tokens)} special tokens: at least {least} are needed"
+            )
         if self.kind == "words" and self.num_pieces >= self.vocab_size:
             raise ValueError(
                 f"num_pieces={self.num_pieces} leaves no room for words in vocab_size={self.vocab_size}: "
                 "raise vocab_size or lower num_pieces"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _special_tokens_are_new(self) -> "TokenizerConfig":
+        for token in self.special_tokens:
+            if not token.strip() or token in ("<pad>", "<s>", "</s>") or self.special_tokens.count(token) > 1:
+                raise ValueError(f"special_tokens holds {token!r}, which is empty, there already, or there twice")
         return self
