@@ -21,7 +21,6 @@ Texts = Callable[[], Iterable[list[str]]]
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _RARE = "\x00"  # what stands for a rare character while the pieces are learnt: no piece has it
 _STEP = 0.0001
-_LEAST = -1000.0  # log-probability of a byte's token: text that looks like one is spelled by its characters
 
 
 def frequent(texts: Texts, coverage: float, at_most: int) -> list[str]:
@@ -56,7 +55,8 @@ def with_bytes(backend: Tokenizer, specials: list[str]) -> Any:
         merges: Any = [tuple(merge) for merge in learnt["merges"]]
         return models.BPE({token: number for number, token in enumerate(tokens)}, merges, byte_fallback=True)
     scored = [(piece, score) for piece, score in ranked(learnt["vocab"]) if piece not in specials]
-    vocabulary = [*((token, 0.0) for token in specials), *((token, _LEAST) for token in BYTES), *scored]
+    # text that looks like the token of a byte is several words, so the probability of these has no effect
+    vocabulary = [*((token, 0.0) for token in [*specials, *BYTES]), *scored]
     return models.Unigram(vocabulary, 0, True)  # nothing is unknown, as all bytes are there
 
 

@@ -104,11 +104,11 @@ class CausalLoss(RowByRow):
 
 
 def _packed_logprobs(model: Any, rows: Sequence[Row], device: torch.device) -> Tensor:
-    """Log-probabilities of the tokens of `loss_mask` of packed rows, f32 `[1, N]` over all of their tokens."""
+    """Log-probabilities of the tokens of `loss_mask` of packed rows, f32 `[1, N]` over all of their tokens; no mask
+    has the first token of a text, which nothing predicts."""
     tokens = torch.tensor([token for row in rows for token in row["input_ids"]], device=device)
     mask = torch.tensor([counts for row in rows for counts in row["loss_mask"]], dtype=torch.bool, device=device)
     lengths = torch.tensor([length for row in rows for length in row["lengths"]], device=device)
-    mask[lengths.cumsum(0) - lengths] = False  # nothing predicts the first token of a text
     logprobs = token_logprobs(packed_logits(model, tokens, lengths), tokens[None])
     return torch.where(mask[None], logprobs, 0.0)
 
