@@ -98,7 +98,7 @@ class DataConfig(Section):
     mixing: MixingConfig | None = Field(default=None, description="how several sources are mixed; null: by default")
     pretraining: PretrainingSource | None = Field(default=None, description="SFT: text mixed in; null: none")
     packing: PackingConfig | None = Field(
-        default=None, description="pretraining: rows of like length; null: a text each"
+        default=None, description="pretraining: texts packed into rows of max_tokens; null: a row each"
     )
 
     @property

@@ -93,11 +93,10 @@ def numbered(ds: Dataset) -> Dataset:
     import ray
     from ray import data
 
-    length = ray.remote(num_cpus=0)(_length)
+    length, number = ray.remote(_length), ray.remote(_numbered)
     blocks = ds.to_arrow_refs()
     lengths = ray.get([length.remote(block) for block in blocks])
     starts = itertools.accumulate(lengths, initial=0)
-    number = ray.remote(num_cpus=0)(_numbered)
     given: Any = [
         number.remote(block, start) for block, start, size in zip(blocks, starts, lengths, strict=False) if size
     ]  # an empty block has no columns
