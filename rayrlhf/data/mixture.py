@@ -45,9 +45,7 @@ class Mixture:
     def in_order(self, num_passes: int, seed: int, ignored: tuple[str, ...] = ()) -> Dataset:
         """`num_passes` passes over the mixture, each shuffled its own way, with a column `source`; lazily but for the
         order within each source.  `ignored`: as `rayrlhf.data.order.in_order`."""
-        streams = [
-            self._stream(number, num_passes, seed, ignored) for number, quota in enumerate(self.parts) if quota.quota
-        ]
+        streams = [self._stream(number, num_passes, seed, ignored) for number in range(len(self.parts))]
         mixed = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
         return mixed.sort(_KEY).map_batches(_without_key, batch_format="pyarrow")
 
