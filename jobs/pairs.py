@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from actors.config import RolloutConfig, SamplingConfig, check_lengths, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
-from rayrlhf.data.config import DataConfig
+from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.run import RunConfig
 
@@ -96,7 +96,7 @@ def check(config: PairsConfig) -> None:
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
-    from rayrlhf.training.job import check_rows
+    from rayrlhf.training.job import check_data
 
     check_run_root(config.run.root)
     contexts = [check_writes(model_folder(config.model), f"model={config.model}")]
@@ -116,7 +116,12 @@ def check(config: PairsConfig) -> None:
             f"a prompt and its response may have {longest} tokens, more than forward_tokens={config.forward_tokens} "
             "holds: raise it, or lower prompts.max_tokens or sampling.max_new_tokens"
         )
-    check_rows("prompts", config.prompts, partial(load_tokenizer, model_folder(config.model)))
+    if config.prompts.is_mixed:
+        raise ConfigError(
+            "prompts.train is a mixture, but every prompt is sampled once: give one path (a folder or a glob may hold "
+            "several files)"
+        )
+    check_data(config.prompts, "prompts", "prompts", partial(load_tokenizer, model_folder(config.model)))
     check_columns(config.reward_function, config.prompts)
     plan(config)
 
@@ -245,11 +250,12 @@ class _Ranking:
         """Encoded prompts in the order of their hash."""
         from rayrlhf.data.formats import EXTRAS
         from rayrlhf.data.order import by_content
-        from rayrlhf.data.prompt_stream import encoded_prompts
         from rayrlhf.data.tally import Tally, report
+        from rayrlhf.data.token_rows import token_rows
 
         data, tally = self.config.prompts, Tally()
-        rows = encoded_prompts(self.path, data, self.tokenizer, self.originals, tally)
+        source, with_extras = MixedSource(path=self.path), bool(self.originals.columns)
+        rows = token_rows(source, "prompts", data, self.tokenizer, tally, with_extras)
         ordered = by_content(rows, ties=(EXTRAS,))
         chosen = (ordered if self.config.num_prompts is None else ordered.limit(self.config.num_prompts)).materialize()
         self.counts = report(self.path, tally.counts(), data.max_dropped_share, f"{self.split}_")

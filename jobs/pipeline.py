@@ -28,6 +28,7 @@ from jobs.reward_model import RewardModelConfig
 from jobs.serve import ServeConfig
 from jobs.sft import SFTConfig
 from rayrlhf.config import Section
+from rayrlhf.data.config import TokenizerConfig
 from rayrlhf.run import RunConfig
 
 if TYPE_CHECKING:
@@ -177,7 +178,11 @@ def check(config: PipelineConfig) -> None:
     from rayrlhf.score_function import load_function
 
     judge = config.reward_model
-    if judge is not None and judge.loss in ("ranking", "regression") and "/prepare/" in judge.data.train:
+    if (
+        judge is not None
+        and judge.loss in ("ranking", "regression")
+        and any("/prepare/" in source.path for source in judge.data.sources)
+    ):
         raise ConfigError(
             f"reward_model.loss={judge.loss} has no rows: prepare makes pairs and labels. Set reward_model.data.train "
             "(and data.validation, which may be null)"
@@ -247,13 +252,23 @@ def _shapes(config: PipelineConfig) -> Shapes:
     pretrain = config.pretrain
     if pretrain is not None:
         if _is_inside(pretrain.model.source(), config.run.directory) and config.prepare is not None:
-            return pretrain.model.shapes(config.prepare.tokenizer.vocab_size)
+            return pretrain.model.shapes(_vocabulary(config.prepare.tokenizer))
         return dict(_job("pretrain").shapes(pretrain))
     for stage in config.stages:
         path = getattr(getattr(config, stage), MODEL_KEYS.get(stage, "model"), None)
         if path is not None:
             return tensor_shapes(model_folder(path))
     return {}
+
+
+def _vocabulary(tokenizer: TokenizerConfig) -> int:
+    """Most tokens of the tokenizer that `prepare` is to make."""
+    from jobs.prepare import tokenizer_folder
+    from rayrlhf.models.causal_lm import vocabulary_size
+
+    if tokenizer.from_folder is None:
+        return tokenizer.vocab_size
+    return vocabulary_size(tokenizer_folder(tokenizer.from_folder))
 
 
 def run(config: PipelineConfig) -> str:

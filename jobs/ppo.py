@@ -124,19 +124,15 @@ class PPOConfig(Section):
 def parents(config: PPOConfig) -> dict[str, str]:
     """What this stage is made from."""
     from rayrlhf.score_function import source_file
+    from rayrlhf.training.job import data_parents
 
-    found = {
-        "policy": config.policy_model,
-        "prompts": config.prompts.train,
-    }
-    if config.prompts.validation:
-        found["held_out_prompts"] = config.prompts.validation
+    found = {"policy": config.policy_model} | data_parents(config.prompts, "prompts", "held_out_prompts")
     if config.reward_function:
         found["reward_function"] = source_file(config.reward_function)
     if config.reward_model:
         found["reward_model"] = config.reward_model
     if config.policy.pretraining:
-        found["pretraining"] = config.policy.pretraining.data.train
+        found |= data_parents(config.policy.pretraining.data, "pretraining")
     if config.reference_model:
         found["reference"] = config.reference_model
     if config.critic_model:
@@ -151,7 +147,7 @@ def check(config: PPOConfig) -> None:
     from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.score_function import load_function
-    from rayrlhf.training.job import check_rows
+    from rayrlhf.training.job import check_data
 
     check_run_root(config.run.root)
     unknown = sorted(config.layout.roles.keys() - set(ROLES))
@@ -178,11 +174,13 @@ def check(config: PPOConfig) -> None:
     check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")
     if config.prompts.validation is None:
         raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
-    check_rows("prompts", config.prompts, partial(load_tokenizer, folders["policy"]))
+    check_data(config.prompts, "prompts", "prompts", partial(load_tokenizer, folders["policy"]))
     check_columns(config.reward_function, config.prompts)
     if config.policy.pretraining:
         data = config.policy.pretraining.data
-        check_rows("text", data)
+        check_data(data, "text", "policy.pretraining.data")
+        if data.packing is not None:
+            raise ConfigError("policy.pretraining.data.packing has no effect: rows are single texts. Leave it out")
         if data.max_tokens > min(contexts):
             raise ConfigError(
                 f"policy.pretraining.data.max_tokens={data.max_tokens} is above the context of {min(contexts)} tokens"

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -53,13 +54,17 @@ class PrepareConfig(Section):
 
 def parents(config: PrepareConfig) -> dict[str, str]:
     """What this stage is made from: a user's files; the demo's are fixed by their hash."""
-    return {} if config.data.source in (DEMO, ARITHMETIC) else {"source": config.data.source}
+    own = {"tokenizer": config.tokenizer.from_folder} if config.tokenizer.from_folder else {}
+    return own if config.data.source in (DEMO, ARITHMETIC) else own | {"source": config.data.source}
 
 
 def check(config: PrepareConfig) -> None:
     """The source is there and of the right form; DataError otherwise."""
     from rayrlhf.data import fetch, sources
+    from rayrlhf.models.causal_lm import check_tokenizer
 
+    if config.tokenizer.from_folder:
+        check_tokenizer(tokenizer_folder(config.tokenizer.from_folder))
     if config.data.source == DEMO:
         fetch.require()
     elif config.data.source != ARITHMETIC:
@@ -85,8 +90,6 @@ def run(config: PrepareConfig) -> str:
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
     """Tables and tokenizer; returns the data card: rows in, dropped and out."""
-    from rayrlhf.data import tokenizer
-
     tables, counts = _sources(config)
     metrics = {f"data/clean_{fate}": float(count) for fate, count in counts.items()}
     for split in SPLITS:
@@ -99,10 +102,33 @@ def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, f
                 )
             metrics[f"data/{kind}_{split}_rows"] = float(count)
             print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
-    texts = partial(_training_texts, os.path.join(state_dir, "text", "train"))
-    made = tokenizer.train(texts, config.tokenizer)
+    return metrics | _tokenizer(config.tokenizer, os.path.join(state_dir, "text"), model_dir)
+
+
+def _tokenizer(config: TokenizerConfig, tables: str, model_dir: str) -> dict[str, float]:
+    """Train or take the tokenizer and write it; returns what it makes of held-out texts."""
+    from rayrlhf.data import tokenizer
+    from rayrlhf.data.fertility import fertility
+    from rayrlhf.models.causal_lm import load_tokenizer
+
+    if config.from_folder is None:
+        made = tokenizer.train(partial(_texts, os.path.join(tables, "train")), config)
+    else:
+        made = load_tokenizer(tokenizer_folder(config.from_folder))
     made.save_pretrained(model_dir)
-    return metrics | {"data/vocab_size": float(len(made))}
+    held_out = (text for batch in _texts(os.path.join(tables, "validation")) for text in batch)
+    found = fertility(made, islice(held_out, config.fertility_texts))
+    told = ", ".join(f"{name.removeprefix('tokenizer_')} {value:.3g}" for name, value in found.items())
+    print(f"prepare: tokenizer of {len(made):,} tokens; on held-out texts {told}", flush=True)
+    return {"data/vocab_size": float(len(made))} | {f"data/{name}": value for name, value in found.items()}
+
+
+def tokenizer_folder(path: str) -> str:
+    """The folder with the tokenizer that `path`, a stage or a Hugging Face folder, means."""
+    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.causal_lm import has_tokenizer
+
+    return path if has_tokenizer(path) else model_folder(path)
 
 
 def _sources(config: PrepareConfig) -> tuple[Callable[[str], dict[str, Dataset]], dict[str, int]]:
@@ -149,8 +175,8 @@ def _in_one_piece(batch: Any) -> Any:
     return batch.combine_chunks()
 
 
-def _training_texts(folder: str) -> Iterator[list[str]]:
-    """The training texts, batch by batch."""
+def _texts(folder: str) -> Iterator[list[str]]:
+    """The texts of a table, batch by batch."""
     from rayrlhf.data import sources
 
     batch: Any  # a pyarrow.Table

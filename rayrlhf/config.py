@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import types
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -109,8 +109,10 @@ def _override(cls: type[Section], tree: Tree, override: str) -> None:
 
 
 def _value(annotation: Any, text: str, source: str) -> Any:
-    """`text` as YAML; a key that takes nothing but text takes it as it is, unless quoted or `null`."""
-    takes_only_text = set(members(annotation)) - {types.NoneType} == {str}
+    """`text` as YAML; a key that takes nothing but text (or a list) takes it as it is, unless quoted or `null`."""
+    taken = set(members(annotation)) - {types.NoneType}
+    is_list = text.startswith("[") and text.endswith("]")  # of a key that takes text or a list
+    takes_only_text = taken == {str} or (str in taken and not is_list and all(get_origin(one) for one in taken - {str}))
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if takes_only_text and not is_quoted and text != "null":
         return text

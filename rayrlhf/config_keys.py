@@ -25,7 +25,8 @@ class Key(NamedTuple):
 
 
 def keys_of(cls: type[BaseModel], default: BaseModel | None = None, prefix: str = "") -> Iterator[Key]:
-    """Every key of `cls`, single values before nested sections; NAME stands for a mapping's own keys."""
+    """Every key of `cls`, single values before nested sections; NAME stands for a mapping's own keys, N for the
+    number of an entry of a list."""
     nested: list[tuple[type[BaseModel], BaseModel | None, str, str]] = []
     for name, field in cls.model_fields.items():
         value = getattr(default, name) if default is not None else default_of(field)
@@ -39,7 +40,8 @@ def keys_of(cls: type[BaseModel], default: BaseModel | None = None, prefix: str 
             heading = about if is_section else summary(section)
             nested.append((section, value if isinstance(value, section) else None, prefix + name, heading))
         for section in sections_of(element_of(field.annotation)):
-            nested.append((section, None, f"{prefix}{name}.NAME", summary(section)))
+            entry = "NAME" if any(get_origin(m) is dict for m in members(field.annotation)) else "N"
+            nested.append((section, None, f"{prefix}{name}.{entry}", summary(section)))
     for section, value, dotted, heading in nested:
         yield Key(dotted, section, False, value, heading, True)
         yield from keys_of(section, value, f"{dotted}.")

@@ -14,10 +14,85 @@ TooLong = Literal["drop", "truncate", "truncate_prompt", "error"]
 RowFormat = Literal["auto", "own", "conversational", "messages", "sharegpt", "alpaca", "input_output", "rated"]
 
 
+class MixedSource(Section):
+    """One of several sources of training rows."""
+
+    path: str = Field(min_length=1, description="a file, a folder, a glob or hf://name[:split]")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="its share of the rows, over the sum of all weights; null, for all or for none: by size",
+    )
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="without weights: it counts as no larger than this, and no pass takes more of its rows (the next "
+        "pass takes the next ones)",
+    )
+    epochs: int = Field(
+        default=1, ge=1, description="as if it stood there so many times: most times that a pass repeats its rows"
+    )
+    format: Format | None = Field(default=None, description="how its files are read; null: data.format")
+    row_format: RowFormat | None = Field(
+        default=None, description="the columns that its rows have; null: data.row_format"
+    )
+    columns: dict[str, str] | None = Field(default=None, description="names of its columns; null: data.columns")
+
+    @model_validator(mode="after")
+    def _cap_is_a_size(self) -> "MixedSource":
+        if self.weight is not None and self.max_rows is not None:
+            raise ValueError(
+                f"max_rows={self.max_rows} limits a size, which has no effect beside weight={self.weight:g}: give one"
+            )
+        return self
+
+
+class PretrainingSource(Section):
+    """Text among the rows of SFT, whose loss is on all of its tokens."""
+
+    path: str = Field(min_length=1, description="text rows: a file, a folder, a glob or hf://name[:split]")
+    share: float = Field(gt=0, lt=1, description="share of the rows of training that are of this text")
+    epochs: int = Field(default=1, ge=1, description="most times that a pass repeats it")
+    format: Format | None = Field(default=None, description="how its files are read; null: data.format")
+
+
+class MixingConfig(Section):
+    """How several sources become one stream of rows."""
+
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="without weights: shares go as size^(1/temperature); 1: by size, .inf: all alike",
+    )
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of one pass over the mixture; null: as many as the source that is used up first allows",
+    )
+    short: Literal["error", "lower"] = Field(
+        default="error",
+        description="a source without enough rows for its share, its epochs counted: an error, or a lower share",
+    )
+
+
+class PackingConfig(Section):
+    """Text packed into rows of data.max_tokens tokens; each document sees only itself."""
+
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="tokens by which the pieces of a longer document overlap; they count once in the loss",
+    )
+    buffer: int = Field(default=4096, ge=1, description="about as many pieces are packed together at a time")
+
+
 class DataConfig(Section):
     """The rows a stage trains and validates on."""
 
-    train: str = Field(min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]")
+    train: str | tuple[MixedSource, ...] = Field(
+        min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]; or a list of sources"
+    )
     validation: str | None = Field(default=None, description="held-out rows, as `train`; null: no validation")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     row_format: RowFormat = Field(
@@ -43,6 +118,73 @@ class DataConfig(Section):
         description="stop where more of the rows than this are dropped: too long, without an answer, or pairs of equal "
         "texts; null: they are counted and left out",
     )
+    mixing: MixingConfig | None = Field(default=None, description="how several sources are mixed; null: by default")
+    pretraining: PretrainingSource | None = Field(default=None, description="SFT: text mixed in; null: none")
+    packing: PackingConfig | None = Field(
+        default=None, description="pretraining: texts packed into rows of max_tokens; null: a row each"
+    )
+
+    @property
+    def sources(self) -> tuple[MixedSource, ...]:
+        """The training sources; of a path alone just that one."""
+        return (MixedSource(path=self.train),) if isinstance(self.train, str) else self.train
+
+    @property
+    def all_sources(self) -> tuple[MixedSource, ...]:
+        """Those of training, and the validation."""
+        return self.sources + ((MixedSource(path=self.validation),) if self.validation else ())
+
+    def reading(self, source: MixedSource, kind: str) -> tuple[Format, str, RowFormat, dict[str, str]]:
+        """How `sources.read` and `sources.check` are to read rows of `kind`."""
+        columns = self.columns if source.columns is None else source.columns
+        return source.format or self.format, kind, source.row_format or self.row_format, columns
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the training rows are put together by shares."""
+        has_length = self.mixing is not None and self.mixing.rows is not None
+        return not isinstance(self.train, str) or self.pretraining is not None or has_length
+
+    @model_validator(mode="after")
+    def _sources(self) -> "DataConfig":
+        paths, weights = [source.path for source in self.sources], [source.weight for source in self.sources]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"train lists {path} twice: list it once, with a higher weight or more epochs")
+        if None in weights and any(weights):
+            without = paths[weights.index(None)]
+            raise ValueError(f"train gives some sources a weight and {without} none: give one to all, or to none")
+        if len(paths) == 1 and weights[0] is not None:
+            raise ValueError(f"train has one source, so its weight={weights[0]:g} has no effect: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _mixing_has_an_effect(self) -> "DataConfig":
+        mixing = self.mixing
+        if mixing is None:
+            return self
+        if mixing.temperature != 1 and (len(self.sources) == 1 or self.sources[0].weight is not None):
+            why = "one source" if len(self.sources) == 1 else "weights"
+            raise ValueError(f"mixing.temperature={mixing.temperature:g} has no effect with {why}: leave it out")
+        if mixing.rows is None and self.pretraining is None and mixing.short != "error":
+            raise ValueError(
+                "mixing.short=lower has no effect without mixing.rows or pretraining: a pass ends with the source that "
+                "is used up first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packing_cuts(self) -> "DataConfig":
+        if self.packing is None:
+            return self
+        if self.too_long != "drop":
+            raise ValueError("too_long=truncate has no effect with packing, which cuts long texts into pieces")
+        if self.packing.overlap >= self.max_tokens:
+            raise ValueError(
+                f"packing.overlap={self.packing.overlap} leaves nothing new in a piece of max_tokens="
+                f"{self.max_tokens}: lower it"
+            )
+        return self
 
 
 class SourceConfig(Section):
@@ -96,25 +238,79 @@ class SnippetsConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """The tokenizer trained on the training texts."""
+    """The tokenizer, trained on the training texts or taken as it is; its fertility is measured on held-out texts."""
 
-    kind: Literal["bpe", "words"] = Field(
-        default="bpe", description="byte-level BPE; or whole words, and pieces for the rare ones (for few texts)"
+    from_folder: str | None = Field(
+        default=None,
+        description="take this tokenizer (a stage directory or a Hugging Face folder) in the place of a trained one; "
+        "null: train",
     )
-    vocab_size: int = Field(default=8192, ge=259, description="most tokens in all: 3 special, 256 bytes, merges, words")
+    kind: Literal["bpe", "unigram", "words"] = Field(
+        default="bpe", description="bpe, unigram; or whole words, and pieces for the rare ones (for few texts)"
+    )
+    alphabet: Literal["bytes", "characters"] = Field(
+        default="bytes", description="what pieces are made of: bytes; or frequent characters, bytes for the others"
+    )
+    coverage: float = Field(
+        default=0.9995, gt=0, le=1, description="alphabet=characters: share of the text that the frequent ones make up"
+    )
+    vocab_size: int = Field(default=8192, ge=259, description="most tokens in all: special, 256 bytes, merges, words")
+    special_tokens: tuple[str, ...] = Field(
+        default=(), description="further tokens beside <pad>, <s> and </s> that text never is part of"
+    )
+    split_digits: bool = Field(default=False, description="every digit is a token of its own")
     num_pieces: int = Field(
-        default=400, ge=259, description="kind=words: tokens that are no words: 3 special, 256 bytes, merges"
+        default=400, ge=259, description="kind=words: tokens that are no words: special, 256 bytes, merges"
     )
     min_count: int = Field(default=2, ge=1, description="kind=words: rarer words are spelled in pieces")
+    max_texts: int | None = Field(
+        default=None, ge=1, description="train on so many texts, the first in the order of their hash; null: on all"
+    )
     model_max_length: int = Field(default=256, ge=8, description="longest input it announces, in tokens")
+    fertility_texts: int = Field(
+        default=1000, ge=1, description="most held-out texts that its fertility is measured on"
+    )
 
     @model_validator(mode="after")
-    def _room_for_words(self) -> "TokenizerConfig":
-        if self.kind == "bpe" and (self.num_pieces, self.min_count) != (400, 2):
-            raise ValueError("num_pieces and min_count have no effect with kind=bpe: leave them out, or set kind=words")
+    def _nothing_is_trained(self) -> "TokenizerConfig":
+        given = self.model_fields_set - {"from_folder", "fertility_texts"}
+        own = sorted(name for name in given if getattr(self, name) != type(self).model_fields[name].default)
+        if self.from_folder is not None and own:
+            raise ValueError(f"{', '.join(own)} have no effect with from_folder={self.from_folder}: leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> "TokenizerConfig":
+        if self.kind != "words" and (self.num_pieces, self.min_count) != (400, 2):
+            raise ValueError(
+                f"num_pieces and min_count have no effect with kind={self.kind}: leave them out, or set kind=words"
+            )
+        if self.kind == "words" and self.alphabet == "characters":
+            raise ValueError("kind=words spells rare words in bytes: leave alphabet out, or set kind=bpe or unigram")
+        if self.alphabet == "bytes" and self.coverage != 0.9995:
+            raise ValueError(
+                f"coverage={self.coverage} has no effect with alphabet=bytes, which covers all: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room(self) -> "TokenizerConfig":
+        least = 259 + len(self.special_tokens) + (self.alphabet == "characters")
+        if min(self.vocab_size, self.num_pieces if self.kind == "words" else least) < least:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} (kind=words: num_pieces={self.num_pieces}) has no room for 256 bytes "
+                f"and {3 + len(self.special_tokens)} special tokens: at least {least} are needed"
+            )
         if self.kind == "words" and self.num_pieces >= self.vocab_size:
             raise ValueError(
                 f"num_pieces={self.num_pieces} leaves no room for words in vocab_size={self.vocab_size}: "
                 "raise vocab_size or lower num_pieces"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _special_tokens_are_new(self) -> "TokenizerConfig":
+        for token in self.special_tokens:
+            if not token.strip() or token in ("<pad>", "<s>", "</s>") or self.special_tokens.count(token) > 1:
+                raise ValueError(f"special_tokens holds {token!r}, which is empty, there already, or there twice")
         return self

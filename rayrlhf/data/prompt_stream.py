@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from rayrlhf.batches import Prompts, Rollouts, TextBatch
-from rayrlhf.data.config import DataConfig
+from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.data.formats import EXTRAS
+from rayrlhf.data.mixing_rates import described
+from rayrlhf.data.mixture import load
 from rayrlhf.data.order import by_content, in_order
-from rayrlhf.data.sources import read
 from rayrlhf.data.tally import Tally, report
 from rayrlhf.data.templates import Prompt
-from rayrlhf.data.tokenize import encoded
+from rayrlhf.data.token_rows import token_rows
 from rayrlhf.errors import DataError
 from rayrlhf.score_function import ALL
 from rayrlhf.training.microbatches import pad as pad_rows
@@ -114,25 +115,48 @@ def training_prompts(
     it where it is left before its end.  Raises
     DataError when no prompt is within `config.max_tokens`.
     """
-    tally = Tally()
-    rows = encoded_prompts(config.train, config, tokenizer, originals, tally)
+    ordered = _ordered(config, "prompts", tokenizer, num_batches * batch_size // group_size, seed, originals, counts)
+    stream = _batches(ordered, batch_size, tokenizer, group_size, originals)
+    return _part(stream, skip, num_batches)
+
+
+def _ordered(
+    config: DataConfig,
+    kind: str,
+    tokenizer: Any,
+    num_rows: int,
+    seed: int,
+    originals: Originals | None = None,
+    counts: dict[str, float] | None = None,
+) -> Dataset:
+    """As many passes over the rows of `config.train` as give `num_rows`."""
+    with_extras = originals is not None and bool(originals.columns)
+    if config.is_mixed:
+        mixture = load(config, kind, tokenizer, with_extras=with_extras)
+        num_passes = -(-num_rows // mixture.num_rows)
+        print("\n".join(f"{kind}: {line}" for line in described(mixture.parts, num_passes)), flush=True)
+        if counts is not None:
+            counts.update(mixture.metrics)
+        return mixture.in_order(num_passes, seed)
+    [source], tally = config.sources, Tally()
+    rows = token_rows(source, kind, config, tokenizer, tally, with_extras)
     count = rows.count()
-    metrics = report(config.train, tally.counts(), config.max_dropped_share)
+    metrics = report(source.path, tally.counts(), config.max_dropped_share)
     if counts is not None:
         counts.update(metrics)
     if not count:
-        raise DataError(f"{config.train}: no prompt has at most max_tokens={config.max_tokens} tokens; raise it")
-    epochs = -(-num_batches * batch_size // group_size // count)
-    stream = _batches(in_order(rows, epochs, seed, ties=(EXTRAS,)), batch_size, tokenizer, group_size, originals)
-    return _part(stream, skip, num_batches)
+        what = "prompt" if kind == "prompts" else kind
+        raise DataError(f"{source.path}: no {what} has at most max_tokens={config.max_tokens} tokens; raise it")
+    return in_order(rows, -(-num_rows // count), seed, ties=(EXTRAS,))
 
 
 def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: Originals | None = None) -> Prompts:
     """The first `count` prompts of `config.validation` in the order of their hash; DataError when there are fewer."""
     if config.validation is None:
         raise DataError("no held-out prompts: set prompts.validation to a file that no training prompt is in")
-    tally = Tally()
-    ordered = by_content(encoded_prompts(config.validation, config, tokenizer, originals, tally), ties=(EXTRAS,))
+    tally, source = Tally(), MixedSource(path=config.validation)
+    with_extras = originals is not None and bool(originals.columns)
+    ordered = by_content(token_rows(source, "prompts", config, tokenizer, tally, with_extras), ties=(EXTRAS,))
     found = list(_batches(ordered.limit(count), count, tokenizer, originals=originals, is_held_out=True))
     if not found:
         raise DataError(
@@ -141,15 +165,6 @@ def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: 
         )
     report(config.validation, tally.counts(), config.max_dropped_share)
     return found[0]
-
-
-def encoded_prompts(
-    path: str, config: DataConfig, tokenizer: Any, originals: Originals | None = None, tally: Tally | None = None
-) -> Dataset:
-    """The token rows of the prompts at `path`, with their other columns where `originals` asks for some."""
-    with_extras = originals is not None and bool(originals.columns)
-    rows = read(path, config.format, "prompts", config.row_format, config.columns, with_extras)
-    return encoded(rows, "prompts", tokenizer, config.max_tokens, config.too_long, tally=tally)
 
 
 def pad(ids: list[list[int]], first_index: int, pad_id: int) -> Prompts:
@@ -165,15 +180,8 @@ def text_batches(
     config: DataConfig, tokenizer: Any, batch_size: int, num_batches: int, seed: int, skip: int = 0
 ) -> Generator[TextBatch]:
     """Batches `skip` .. `num_batches` - 1 of `batch_size` texts of `config.train`, as `training_prompts`."""
-    given = read(config.train, config.format, "text", config.row_format, config.columns)
-    rows = encoded(given, "text", tokenizer, config.max_tokens, config.too_long)
-    count = rows.count()
-    if not count:
-        raise DataError(f"{config.train}: no text has at most max_tokens={config.max_tokens} tokens; raise it")
-    epochs = -(-num_batches * batch_size // count)
-    stream: Any = in_order(rows, epochs, seed).iter_batches(
-        batch_size=batch_size, batch_format="pyarrow", drop_last=True
-    )
+    rows = _ordered(config, "text", tokenizer, num_batches * batch_size, seed)
+    stream: Any = rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", drop_last=True)
     for batch in itertools.islice(stream, skip, num_batches):
         tokens, lengths = pad_rows(batch.column("input_ids").to_pylist())
         mask = pad_rows(batch.column("loss_mask").to_pylist())[0].bool()

@@ -43,10 +43,15 @@ def _states(model: Any, body: Any, name: str, tokens: Tensor, lengths: Tensor) -
         return states[: len(tokens), states.shape[1] - rows.shape[1] :]
     columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     real = columns < lengths[:, None]
-    flat = getattr(body(input_ids=tokens[real][None], position_ids=columns[real][None], use_cache=False), name)[0]
+    flat = getattr(_packed(body, tokens[real], columns[real]), name)[0]
     padded = flat.new_zeros((*tokens.shape, flat.shape[-1]))
     padded[real] = flat
     return padded
+
+
+def _packed(body: Any, tokens: Tensor, positions: Tensor) -> Any:
+    """The output of `body` for texts that stand one after the other, i64 `[N]` each."""
+    return body(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
 
 
 def _rows_or_one(tokens: Tensor) -> Tensor:
@@ -66,6 +71,15 @@ def causal_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """
     _check(tokens, lengths)
     return _states(model, model, "logits", tokens, lengths)
+
+
+def packed_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Logits [1, N, V] of `tokens` i64[N]: texts of `lengths` i64[P] one after the other, none seeing another."""
+    if int(lengths.sum()) != len(tokens):
+        raise ValueError(f"lengths of {int(lengths.sum())} tokens in all do not fit {len(tokens)} tokens")
+    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    logits: Tensor = _packed(model, tokens, torch.arange(len(tokens), device=tokens.device) - starts).logits
+    return logits
 
 
 def last_hidden(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -43,13 +43,13 @@ def asked_columns(function: str | None) -> tuple[str, ...]:
 def check_columns(function: str | None, data: DataConfig) -> None:
     """ConfigError where a reward function needs a column that no prompt of the first rows has."""
     needed = columns_of(function)[1] if function else ()
-    for path in filter(None, (data.train, data.validation)) if needed else ():
-        rows = sources.check(path, data.format, "prompts", data.row_format, data.columns, with_extras=True)
+    for source in data.all_sources if needed else ():
+        rows = sources.check(source.path, *data.reading(source, "prompts"), with_extras=True)
         found = {name for row in rows for name in json.loads(row[EXTRAS])}
         missing = [name for name in needed if name not in found]
         if rows and missing:
             raise ConfigError(
                 f"reward_function={function} needs {' and '.join(missing)} beside prompts and responses, and no row "
-                f"of {path} has such a column; there are {sorted(found)}. Name one with "
+                f"of {source.path} has such a column; there are {sorted(found)}. Name one with "
                 f"prompts.columns.{missing[0]}=..., or give the parameter a default"
             )

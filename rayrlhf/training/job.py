@@ -25,7 +25,7 @@ def check(
     tokenizer: Callable[[], Any] | None = None,
 ) -> None:
     """Data are there and of `kind`; lengths fit `context` and a microbatch, of which a row takes the room of
-    `texts_per_row`; early stopping looks at one of `metrics`; `tokenizer()` as in `check_rows`.  Raises UserError."""
+    `texts_per_row`; early stopping looks at one of `metrics`; `tokenizer()` as in `check_data`.  Raises UserError."""
     if data.max_tokens > context:
         raise ConfigError(
             f"data.max_tokens={data.max_tokens} is longer than the model's context of {context} tokens: "
@@ -45,36 +45,62 @@ def check(
             f"train.early_stopping.metric is {train.early_stopping.metric!r}, which no validation gives; "
             f"there are {', '.join(metrics)}"
         )
-    check_rows(kind, data, tokenizer)
+    if data.packing is not None and train.packing:
+        raise ConfigError(
+            "train.packing=true has no effect with data.packing, whose rows have no padding anyway: leave it out"
+        )
+    check_data(data, kind, tokenizer=tokenizer)
 
 
-def check_rows(kind: str, data: DataConfig, tokenizer: Callable[[], Any] | None = None) -> None:
-    """The first rows of both paths are of `kind`, and what is said of them has an effect; those with messages also
-    go through the chat template of `tokenizer()`.  Raises UserError."""
+def check_data(data: DataConfig, kind: str, prefix: str = "data", tokenizer: Callable[[], Any] | None = None) -> None:
+    """Every source is there and its first rows are of `kind`, and what is said of the rows has an effect; those with
+    messages also go through the chat template of `tokenizer()`.  Raises UserError."""
     from rayrlhf.data import sources
     from rayrlhf.data.tokenize import encode_row
 
+    if data.packing is not None and kind != "text":
+        raise ConfigError(
+            f"{prefix}.packing cuts texts and puts them together, which is for pretraining; {kind} rows stay whole. "
+            "Leave it out (train.packing=true leaves padding out)"
+        )
+    if data.pretraining is not None and kind != "prompt_completion":
+        other = {"text": f"list its path under {prefix}.train", "prompts": "set policy.pretraining"}
+        raise ConfigError(
+            f"{prefix}.pretraining mixes text into the prompts and completions of SFT, not into {kind} rows: "
+            f"{other.get(kind, 'leave it out')}"
+        )
     if data.turns != "all" and kind != "prompt_completion":
         raise ConfigError(
-            f"turns={data.turns} is for conversations in SFT, and has no effect on {kind} rows: leave it out"
+            f"{prefix}.turns={data.turns} is for conversations in SFT, and has no effect on {kind} rows: leave it out"
         )
-    for path in filter(None, (data.train, data.validation)):
-        rows = sources.check(path, data.format, kind, data.row_format, data.columns)
-        if data.turns != "all" and rows and not any("messages" in row for row in rows):
-            raise ConfigError(
-                f"turns={data.turns} has no effect: {path} has no conversations, but prompts with one answer"
-            )
-        chats = [row for row in rows if "messages" in row or isinstance(row.get("prompt"), list)]
-        if tokenizer is not None and chats:
-            made = tokenizer()
-            for row in chats[:CHECKED_CHATS]:
-                encode_row(row, kind, made, data.turns)
+    found = {source.path: sources.check(source.path, *data.reading(source, kind)) for source in data.all_sources}
+    if data.pretraining is not None:
+        sources.check(data.pretraining.path, data.pretraining.format or data.format, "text")
+    chats = {
+        path: [row for row in rows if "messages" in row or isinstance(row.get("prompt"), list)]
+        for path, rows in found.items()
+    }
+    has_turns = any("messages" in row for rows in chats.values() for row in rows)
+    if data.turns != "all" and not has_turns and any(found.values()):
+        raise ConfigError(
+            f"{prefix}.turns={data.turns} has no effect: {' + '.join(found)} has no conversations, but prompts with "
+            "one answer"
+        )
+    if tokenizer is not None and any(chats.values()):
+        made = tokenizer()
+        for row in (row for rows in chats.values() for row in rows[:CHECKED_CHATS]):
+            encode_row(row, kind, made, data.turns)
 
 
-def data_parents(data: DataConfig) -> dict[str, str]:
-    """What the rows come from, by role: the stage directory that holds them, or the path itself."""
-    paths = {"data": data.train} | ({"validation": data.validation} if data.validation else {})
-    return {role: stage_of(path) for role, path in paths.items()}
+def data_parents(data: DataConfig, role: str = "data", held_out: str = "validation") -> dict[str, str]:
+    """What the rows come from, by role: the stage directory that holds them, or the path itself.
+
+    Of several sources `role`_1, `role`_2, ..., and `pretraining` for text that is mixed in."""
+    paths = [source.path for source in data.sources]
+    found = {role: paths[0]} if isinstance(data.train, str) else {f"{role}_{n}": p for n, p in enumerate(paths, 1)}
+    found |= {"pretraining": data.pretraining.path} if data.pretraining else {}
+    found |= {held_out: data.validation} if data.validation else {}
+    return {name: stage_of(path) for name, path in found.items()}
 
 
 def stage_of(path: str) -> str:

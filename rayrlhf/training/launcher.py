@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayrlhf import lineage
-from rayrlhf.data.config import DataConfig
+from rayrlhf.data.config import DataConfig, MixedSource
+from rayrlhf.data.mixing_rates import described
 from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.peft_config import PeftConfig
@@ -21,6 +22,7 @@ from rayrlhf.training.job import MIN_DEMONSTRATIONS
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from rayrlhf.data.mixture import Mixture
     from rayrlhf.training.losses import Loss
     from rayrlhf.training.supervised import Stage
 
@@ -73,14 +75,15 @@ def fit(
         tokenizer = with_template(tokenizer, template, str(chat_template))
     loss = loss or LOSSES[kind]
     complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
-    rows, counts = _rows(kind, data, train, tokenizer, run.seed, complete)
+    rows, counts, mixture = _rows(kind, data, train, tokenizer, run.seed, complete)
     if demonstrations is not None:
         rows["demonstrations"] = _demonstrations(*demonstrations, data, tokenizer)
     count = rows["train"].count()
     total = count // train.minibatch
     if not total:
+        read = " + ".join(source.path for source in data.sources)
         raise DataError(
-            f"{data.train} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
+            f"{read} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
             f"{data.max_tokens} are dropped), fewer than train.minibatch={train.minibatch}: "
             "lower train.minibatch, raise train.epochs or data.max_tokens, or give more rows"
         )
@@ -99,8 +102,12 @@ def fit(
         is_terminal=sys.stdout.isatty(),
         peft=peft,
         chat_template=template,
-        data_counts=counts,
+        data_counts=counts | _packing_metrics(name, data, rows["train"]),
+        sources=tuple(part.name for part in mixture.parts) if mixture else (),
+        packed=data.packing is not None,
     )
+    if mixture is not None:
+        print("\n".join(f"{name}: {line}" for line in described(mixture.parts, train.epochs)), flush=True)
     print(f"{name}: {count:,} rows, {stage.total_steps} steps on {train.num_workers} worker(s)", flush=True)
     return _run_workers(stage, rows)
 
@@ -117,32 +124,50 @@ def _rows(
     tokenizer: Any,
     seed: int,
     complete: Callable[[Dataset], Dataset],
-) -> tuple[dict[str, Dataset], dict[str, float]]:
-    """(token rows: all epochs of training in their order, and the rows of a validation; metrics of what was dropped).
+) -> tuple[dict[str, Dataset], dict[str, float], Mixture | None]:
+    """(token rows: all epochs of training in their order, and the rows of a validation; metrics of what was dropped;
+    the mixture that the rows of training come from, where they do).
 
     Computed once here, or every worker would read and sort them again.
     """
-    from rayrlhf.data import order, sources, tally
-    from rayrlhf.data.tokenize import encoded
-
-    def tokens(path: str, counts: tally.Tally) -> Dataset:
-        rows = sources.read(path, data.format, kind, data.row_format, data.columns)
-        return encoded(rows, kind, tokenizer, data.max_tokens, data.too_long, data.turns, counts)
+    from rayrlhf.data import mixture, order, tally
+    from rayrlhf.data.token_rows import token_rows
 
     def counted(path: str, counts: tally.Tally, prefix: str = "") -> dict[str, float]:
         return tally.report(path, counts.counts(), data.max_dropped_share, prefix)
 
-    counts = tally.Tally()
-    rows = {"train": order.in_order(complete(tokens(data.train, counts)), train.epochs, seed, COMPUTED).materialize()}
-    metrics = counted(data.train, counts)
+    mixed = mixture.load(data, kind, tokenizer, complete) if data.is_mixed else None
+    if mixed is not None:
+        rows: dict[str, Dataset] = {"train": mixed.in_order(train.epochs, seed, COMPUTED).materialize()}
+        metrics = mixed.metrics
+    else:
+        [source], counts = data.sources, tally.Tally()
+        found = complete(token_rows(source, kind, data, tokenizer, counts))
+        rows = {"train": order.in_order(found, train.epochs, seed, COMPUTED).materialize()}
+        metrics = counted(source.path, counts)
     if data.validation is not None:
-        counts = tally.Tally()
-        chosen = order.by_content(tokens(data.validation, counts), COMPUTED).limit(train.validation_rows)
+        counts, held_out = tally.Tally(), MixedSource(path=data.validation)
+        chosen = order.by_content(token_rows(held_out, kind, data, tokenizer, counts), COMPUTED)
+        chosen = chosen.limit(train.validation_rows)
         rows["validation"] = order.by_content(complete(chosen), COMPUTED).materialize()
         metrics |= counted(data.validation, counts, "validation_")
         if not rows["validation"].count():
             raise DataError(f"{data.validation} gives no row of at most data.max_tokens={data.max_tokens} tokens")
-    return rows, metrics
+    return rows, metrics, mixed
+
+
+def _packing_metrics(name: str, data: DataConfig, rows: Dataset) -> dict[str, float]:
+    """How full packed rows are, also for the console."""
+    from rayrlhf.data.packing import fill
+
+    if data.packing is None:
+        return {}
+    pieces, tokens, share = fill(rows, data.max_tokens)
+    print(
+        f"{name}: {pieces:,} texts and pieces of {tokens:,} tokens in rows of {data.max_tokens}: {share:.2%} filled",
+        flush=True,
+    )
+    return {"data/packing_fill": share}
 
 
 def _demonstrations(path: str, count: int, data: DataConfig, tokenizer: Any) -> Dataset:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rayrlhf.algorithms.logprobs import token_logprobs
 from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto
 from rayrlhf.models import causal_lm, scalar
-from rayrlhf.models.forward import causal_logits
+from rayrlhf.models.forward import causal_logits, packed_logits
 from rayrlhf.training.microbatches import pad
 
 Row = dict[str, Any]
@@ -73,7 +73,10 @@ class RowByRow:
 
 
 class CausalLoss(RowByRow):
-    """Mean cross-entropy of the next token over the tokens of `loss_mask`."""
+    """Mean cross-entropy of the next token over the tokens of `loss_mask`.
+
+    A row with `lengths` is several texts, one after the other (`rayrlhf.data.packing`), none of which sees another.
+    """
 
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
@@ -88,6 +91,8 @@ class CausalLoss(RowByRow):
         return sum(sum(row["loss_mask"][1:]) for row in rows)  # nothing predicts the first token
 
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
+        if rows and "lengths" in rows[0]:
+            return {"loss": -_packed_logprobs(model, rows, device).sum() / count}
         tokens, lengths = pad([row["input_ids"] for row in rows], device)
         mask = pad([row["loss_mask"] for row in rows], device)[0].bool()
         mask[:, 0] = False
@@ -96,6 +101,16 @@ class CausalLoss(RowByRow):
 
     def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
         return {"eval/loss": shares["loss"]}
+
+
+def _packed_logprobs(model: Any, rows: Sequence[Row], device: torch.device) -> Tensor:
+    """Log-probabilities of the tokens of `loss_mask` of packed rows, f32 `[1, N]` over all of their tokens; no mask
+    has the first token of a text, which nothing predicts."""
+    tokens = torch.tensor([token for row in rows for token in row["input_ids"]], device=device)
+    mask = torch.tensor([counts for row in rows for counts in row["loss_mask"]], dtype=torch.bool, device=device)
+    lengths = torch.tensor([length for row in rows for length in row["lengths"]], device=device)
+    logprobs = token_logprobs(packed_logits(model, tokens, lengths), tokens[None])
+    return torch.where(mask[None], logprobs, 0.0)
 
 
 class PairLoss(RowByRow):

@@ -68,7 +68,9 @@ class Stage:
     is_terminal: bool  # a progress bar in place of lines
     peft: PeftConfig | None = None  # an adapter in place of all weights
     chat_template: str | None = None  # its Jinja text, in place of the folder's own
-    data_counts: dict[str, float] = field(default_factory=dict)  # metrics of what was dropped of the rows
+    data_counts: dict[str, float] = field(default_factory=dict)  # metrics of the rows: what was dropped, how full
+    sources: tuple[str, ...] = ()  # names by the number in a row's column `source`, where rows are mixed
+    packed: bool = False  # rows are several texts, none of which sees another
 
 
 class Supervised:
@@ -127,6 +129,9 @@ class Supervised:
         finally:
             if report is not None:
                 report.close()
+        if self.progress.mixture and report is not None:
+            sys.stdout.write(f"{self.stage.name}: trained on {_told(self.progress.mixture)}\n")
+            sys.stdout.flush()
         if stopping and self.progress.best is None:
             raise DivergenceError(
                 f"stage {self.stage.name}: no validation gave a finite {stopping.metric}, so no step is the best one. "
@@ -163,7 +168,7 @@ class Supervised:
         gc.collect()  # its tensors, before there are new ones
         self._start()
         progress, settings, to = self.progress, self.train.rollback, self.progress.step
-        progress.step, progress.num_tokens = before.step, before.num_tokens
+        progress.step, progress.num_tokens, progress.mixture = before.step, before.num_tokens, before.mixture
         progress.num_rollbacks = before.num_rollbacks + 1
         progress.leave_out_to = before.step + settings.skip_minibatches
         self.engine.lr_scale = progress.lr_scale = before.lr_scale * settings.lr_factor
@@ -191,9 +196,20 @@ class Supervised:
         num_tokens = sum(map(self.loss.tokens, rows))
         self.progress.num_tokens += num_tokens
         metrics["data/tokens"] = float(self.progress.num_tokens)
+        metrics |= self._mixed(rows)
         metrics["time/step_s"] = time.time() - started
         metrics["perf/tokens_per_s"] = num_tokens / metrics["time/step_s"]
         return metrics
+
+    def _mixed(self, rows: list[Row]) -> dict[str, float]:
+        """What each source of a mixture has given so far, `rows` included."""
+        if not self.stage.sources:
+            return {}
+        mixture = self.progress.mixture
+        for row in rows:
+            num_rows, num_tokens = mixture.get(name := self.stage.sources[row["source"]], (0, 0))
+            mixture[name] = (num_rows + 1, num_tokens + self.loss.tokens(row))
+        return mixture_metrics(mixture)
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
         count, evaluate = self._count(rows), partial(self._evaluate, rows)
@@ -219,7 +235,8 @@ class Supervised:
     def _shares_of(self, rows: list[Row]) -> list[torch.LongTensor]:
         lengths = [self.loss.padded_tokens(row) for row in rows]
         engine, train = self.engine, self.train
-        return microbatches(lengths, train.microbatch_tokens, engine.world_size, engine.rank, train.packing)
+        is_packed = train.packing or self.stage.packed
+        return microbatches(lengths, train.microbatch_tokens, engine.world_size, engine.rank, is_packed)
 
     def _count(self, rows: list[Row]) -> int:
         count = self.loss.count(rows)
@@ -279,6 +296,7 @@ class _Progress:
     num_rollbacks: int = 0
     lr_scale: float = 1.0  # what the rollbacks left of the learning rate
     leave_out_to: int = 0  # minibatches up to this one are not trained on
+    mixture: dict[str, tuple[int, int]] = field(default_factory=dict)  # by source: rows and tokens trained on
 
     def is_best(self, metrics: dict[str, float], stopping: EarlyStopping) -> bool:
         """Whether this validation is the best so far, which is then remembered."""
@@ -294,6 +312,27 @@ class _Progress:
             return True
         self.num_worse += 1
         return False
+
+
+def mixture_metrics(mixture: dict[str, tuple[int, int]]) -> dict[str, float]:
+    """Rows, tokens and their shares by source."""
+    all_rows, all_tokens = (sum(given[n] for given in mixture.values()) for n in (0, 1))
+    metrics = {}
+    for name, (num_rows, num_tokens) in sorted(mixture.items()):
+        metrics[f"data/mixture_rows_{name}"] = float(num_rows)
+        metrics[f"data/mixture_tokens_{name}"] = float(num_tokens)
+        metrics[f"data/mixture_row_share_{name}"] = num_rows / all_rows
+        metrics[f"data/mixture_token_share_{name}"] = num_tokens / all_tokens
+    return metrics
+
+
+def _told(mixture: dict[str, tuple[int, int]]) -> str:
+    shares = mixture_metrics(mixture)
+    return "; ".join(
+        f"{name} {rows:,} rows ({shares[f'data/mixture_row_share_{name}']:.1%}), {tokens:,} tokens "
+        f"({shares[f'data/mixture_token_share_{name}']:.1%})"
+        for name, (rows, tokens) in sorted(mixture.items())
+    )
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,6 +1,7 @@
 """The prepare job: on a small corpus like the demo's, and on a user's text."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.dataset as pd
@@ -10,7 +11,7 @@ from jobs import prepare
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.data import demo, fetch
 from rayrlhf.data.config import SourceConfig, TokenizerConfig
-from rayrlhf.errors import DataError
+from rayrlhf.errors import DataError, ModelError
 from rayrlhf.run import RunConfig
 
 MOODS = {2.5: "wonderful", 0.5: "plain", -2.5: "terrible"}
@@ -93,6 +94,27 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     assert not list((tmp_path / "none").rglob("stage.json"))
 
 
+def test_a_tokenizer_that_is_there(
+    ray_local: None, tiny_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    source = tmp_path / "own.txt"
+    source.write_text("".join(f"{i} 今天很好 and so on\n" for i in range(100)))
+    keys = {"from_folder": tiny_model("qwen3"), "fertility_texts": 5}
+    given = {"run": {"name": "test", "root": str(tmp_path)}, "data": {"source": str(source)}, "tokenizer": keys}
+    config = prepare.PrepareConfig.model_validate(given)
+    prepare.check(config)
+    stage = find_stage(prepare.run(config), "prepare")
+    taken = AutoTokenizer.from_pretrained(stage.model_dir)
+    assert taken.get_vocab() == AutoTokenizer.from_pretrained(tiny_model("qwen3")).get_vocab()
+    assert stage.manifest["parents"].keys() == {"source", "tokenizer"}
+    assert stage.manifest["metrics"]["data/tokenizer_han_tokens_per_char"] == 3
+    assert "tokenizer of 259 tokens; on held-out texts tokens_per_char" in capsys.readouterr().out
+    with pytest.raises(ModelError, match="no model at /nowhere"):
+        prepare.check(prepare.PrepareConfig.model_validate(given | {"tokenizer": {"from_folder": "/nowhere"}}))
+
+
 def test_check_needs_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYRLHF_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="python -m rayrlhf.data.fetch"):
@@ -110,7 +132,11 @@ def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
     )
     prepare.check(config)
     stage = find_stage(prepare.run(config), kind="prepare")
-    assert stage.manifest["metrics"] == {
+    metrics = stage.manifest["metrics"]
+    assert metrics.pop("data/tokenizer_tokens_per_char") == 1, "bytes alone"
+    assert metrics.pop("data/tokenizer_tokens_per_word") > 11 and metrics.pop("data/tokenizer_byte_share") == 0
+    assert metrics.pop("data/tokenizer_unknown_share") == 0
+    assert metrics == {
         f"data/{kind}_{split}_rows": float(count)
         for kind in ("text", "prompt_completion", "prompts")
         for split, count in (("train", 7695), ("validation", 405))
