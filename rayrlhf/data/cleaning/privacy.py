@@ -90,7 +90,7 @@ def build(config: Privacy) -> Operator:
     if config.url is not None:
         passes.append(_replacing(URL, config.url))
     if config.email is not None:
-        passes.append(_replacing(_EMAIL, config.email))
+        passes.append(_replacing(_EMAIL, config.email, needs="@"))
     if config.national_id is not None:  # before cards: both may be 18 digits
         passes.append(_replacing(_RESIDENT, config.national_id, lambda match: resident_number(match.group())))
         passes.append(_replacing(_SSN, config.national_id, social_security))
@@ -100,7 +100,7 @@ def build(config: Privacy) -> Operator:
         passes.append(_replacing(_CARD, config.card, lambda match: luhn(match.group())))
     if config.ip is not None:
         passes.append(_replacing(_IPV4, config.ip, lambda match: is_address(match.group())))
-        passes.append(_replacing(_IPV6, config.ip, lambda match: is_address(match.group())))
+        passes.append(_replacing(_IPV6, config.ip, lambda match: is_address(match.group()), needs=":"))
     if config.phone is not None:
         passes.append(_phones(config.phone, config.phone_regions))
 
@@ -113,12 +113,17 @@ def build(config: Privacy) -> Operator:
 
 
 def _replacing(
-    pattern: re.Pattern[str], token: str, holds: Callable[[re.Match[str]], bool] | None = None
+    pattern: re.Pattern[str],
+    token: str,
+    holds: Callable[[re.Match[str]], bool] | None = None,
+    needs: str = "",
 ) -> Callable[[str], str]:
+    """Matches for which `holds` to `token`; text without `needs` has none and is not searched."""
+
     def one(match: re.Match[str]) -> str:
         return token if holds is None or holds(match) else match.group()
 
-    return lambda text: pattern.sub(one, text)
+    return lambda text: pattern.sub(one, text) if needs in text else text
 
 
 def _ibans(token: str) -> Callable[[str], str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from rayrlhf.data.cleaning.config import Repetition
+from rayrlhf.data.cleaning.hashing import ngram_hashes, token_hashes
 from rayrlhf.data.cleaning.verdict import Dropped, Operator, above
 from rayrlhf.data.cleaning.words import words
 
@@ -29,26 +33,34 @@ def top_ngram(found: Sequence[str], n: int) -> float:
 
     Of equally frequent ones the longest counts.
     """
-    counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
-    most = max(counts.values(), default=0)
+    hashes, lengths = _numbers(tuple(found))
+    _, first, counts = np.unique(ngram_hashes(hashes, n), return_index=True, return_counts=True)
+    most = counts.max(initial=0)
     if most < 2:
         return 0.0
-    longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == most)
-    return longest * most / sum(map(len, found))
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    starts = first[counts == most]
+    return float((ends[starts + n] - ends[starts]).max() * most / ends[-1])
 
 
 def duplicate_ngrams(found: Sequence[str], n: int) -> float:
     """The share of the words' characters inside n-grams that came before, each character counted once."""
-    ngrams = list(zip(*(found[i:] for i in range(n)), strict=False))
-    if len(set(ngrams)) == len(ngrams):
+    hashes, lengths = _numbers(tuple(found))
+    ngrams = ngram_hashes(hashes, n)
+    different, first, which = np.unique(ngrams, return_index=True, return_inverse=True)
+    if len(different) == len(ngrams):
         return 0.0
-    seen: set[tuple[str, ...]] = set()
-    covered = [False] * len(found)
-    for start, ngram in enumerate(ngrams):
-        if ngram in seen:
-            covered[start : start + n] = [True] * n
-        seen.add(ngram)
-    return sum(len(word) for word, is_in in zip(found, covered, strict=True) if is_in) / sum(map(len, found))
+    again = np.flatnonzero(first[which] != np.arange(len(ngrams)))
+    steps = np.zeros(len(hashes) + 1, np.int64)  # +1 where a repeated n-gram begins, -1 after its end
+    np.add.at(steps, again, 1)
+    np.add.at(steps, again + n, -1)
+    return float(lengths[np.cumsum(steps)[:-1] > 0].sum() / lengths.sum())
+
+
+@lru_cache(maxsize=2)  # asked for every n
+def _numbers(found: tuple[str, ...]) -> tuple[Any, Any]:
+    """(hash, length) of each word."""
+    return token_hashes(found), np.array([len(word) for word in found], np.int64)
 
 
 def build(config: Repetition) -> Operator:

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_LONGEST = 16  # characters of a word before a dot that are looked at
 _HAN = re.compile(f"[{HAN}]+")
 _TOKEN = re.compile(rf"[{HAN}]|[^\W{HAN}_]+(?:['’][^\W{HAN}_]+)*")
 _RUN = re.compile(rf"[{HAN}]+|[^\W{HAN}_]+(?:['’-][^\W{HAN}_]+)*")
@@ -88,6 +89,6 @@ def _goes_on(line: str, end: re.Match[str]) -> bool:
     """Whether the mark at `end` is the dot of an abbreviation or of an initial, as in Dr. J. Smith."""
     if end.group() != ".":
         return False
-    before = re.search(r"[\w.]+$", line[: end.start()])
+    before = re.search(r"[\w.]+$", line[max(0, end.start() - _LONGEST) : end.start()])
     word = before.group().lower() if before else ""
     return word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and before is not None and word != "i")

@@ -38,8 +38,8 @@ def test_words_of_both_languages() -> None:
     [
         ("One. Two! Three? Four", ["One. ", "Two! ", "Three? ", "Four"]),
         (
-            "Dr. Smith met J. Doe at 3.14 p.m. today. He left.",
-            ["Dr. Smith met J. Doe at 3.14 p.m. today. ", "He left."],
+            "Dr. Smith met J. Doe at 3.14 today. He left.",
+            ["Dr. Smith met J. Doe at 3.14 today. ", "He left."],
         ),
         ('He said "No." Then he left.', ['He said "No." ', "Then he left."]),
         ("今天很好。明天呢？“好！”他说。", ["今天很好。", "明天呢？", "“好！”", "他说。"]),
@@ -148,7 +148,10 @@ def test_repetition_by_hand() -> None:
     assert repetition.repeated([]) == (0.0, 0.0)
     abab = ["aa", "b", "aa", "b", "c"]  # 7 characters; "aa b" comes twice: 6 of them
     assert repetition.top_ngram(abab, 2) == 6 / 7
-    assert repetition.top_ngram(["a", "b", "c"], 2) == 0.0
+    assert (
+        repetition.top_ngram(["a", "b", "c"], 2) == repetition.top_ngram(["a"], 2) == repetition.top_ngram([], 2) == 0.0
+    )
+    assert repetition.duplicate_ngrams([], 2) == repetition.duplicate_ngrams(["a"], 2) == 0.0
     assert repetition.duplicate_ngrams(abab, 2) == 3 / 7, "the second `aa b` alone"
     assert repetition.duplicate_ngrams(["a"] * 4, 2) == 3 / 4, "overlapping ones count a character once"
 
