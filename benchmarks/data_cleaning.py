@@ -154,9 +154,9 @@ def _entry(draw: random.Random, pool: list[str], number: int, kind: str, questio
     """One document: a few runs of neighbouring sentences, and what its kind adds."""
     planted.kinds[number] = kind
     parts = [f"Entry {number} of this collection."]
-    for _ in range(draw.randint(2, 5)):
+    for _ in range(draw.randint(3, 6)):
         start = draw.randrange(len(pool))
-        parts.append(" ".join(pool[start : start + draw.randint(3, 8)]))
+        parts.append(" ".join(pool[start : start + draw.randint(4, 10)]))
     place = draw.randrange(1, len(parts))
     if kind == "contaminated":
         parts.insert(place, draw.choice(questions))

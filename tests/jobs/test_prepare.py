@@ -93,7 +93,7 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     rows = [{"text": f"line {i} says\n\n\n\nsomething"} for i in range(100)] + [{"text": ""}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = Path(prepare.run(_config(tmp_path / "runs", source=str(source.parent), validation_share=0.3)))
-    assert sorted(path.name for path in (stage / "state").iterdir()) == ["text"]
+    assert sorted(path.name for path in (stage / "state").iterdir()) == ["data_card.json", "text"]
     texts = [row["text"] for split in prepare.SPLITS for row in _rows(stage, "text", split)]
     assert sorted(texts) == sorted(f"line {i} says\n\nsomething" for i in range(100))
 

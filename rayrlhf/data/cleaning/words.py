@@ -90,5 +90,5 @@ def _goes_on(line: str, end: re.Match[str]) -> bool:
     if end.group() != ".":
         return False
     before = re.search(r"[\w.]+$", line[max(0, end.start() - _LONGEST) : end.start()])
-    word = before.group().lower() if before else ""
-    return word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and before is not None and word != "i")
+    word = before.group() if before else ""
+    return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I")

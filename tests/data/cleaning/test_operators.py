@@ -44,6 +44,7 @@ def test_words_of_both_languages() -> None:
         ('He said "No." Then he left.', ['He said "No." ', "Then he left."]),
         ("今天很好。明天呢？“好！”他说。", ["今天很好。", "明天呢？", "“好！”", "他说。"]),
         ("a line\nanother. one", ["a line\n", "another. ", "one"]),
+        ("I see a. Then I. Then J. Doe.", ["I see a. ", "Then I. ", "Then J. Doe."]),
         ("Wait... what?", ["Wait... ", "what?"]),
         ("", []),
     ],
