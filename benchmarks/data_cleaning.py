@@ -125,7 +125,8 @@ def build(folder: Path, num_bytes: int, pool: list[str], seed: int = 0) -> Plant
     while planted.num_bytes < num_bytes:
         with open(folder / "text" / f"{number // 20_000:05d}.jsonl", "a", encoding="utf-8") as file:
             for _ in range(20_000):
-                kind = draw.choices(kinds, weights)[0]
+                # each kind at least once, however little is built
+                kind = kinds[number] if number < len(kinds) else draw.choices(kinds, weights)[0]
                 text = _entry(draw, pool, number, kind, questions, planted)
                 rows = [text] + ([_copy(draw, text, kind)] if kind in ("exact", "near") else [])
                 waiting += rows[1:]
