@@ -12,6 +12,8 @@ from jobs.command import USER_ERROR, complain
 
 JOBS = {
     "prepare": "read, clean and split the data, train the tokenizer",
+    "ngram_model": "count an n-gram model of good text, for prepare's perplexity filter",
+    "quality_classifier": "train a classifier of good and bad text, for prepare's quality filter",
     "pretrain": "train a causal language model on text",
     "sft": "fine-tune on prompt and completion",
     "reward_model": "train a reward model on preferences, rankings, ratings or labels",
@@ -58,7 +60,7 @@ def usage() -> str:
     """What `rayrlhf --help` prints."""
     lines = ["usage: rayrlhf JOB [CONFIG.yaml] [key=value ...] [--help | --print-config | --dry-run]", ""]
     for title, commands in (("jobs", JOBS), ("tools", TOOLS)):
-        lines += [title, *(f"  {name:<14}{about}" for name, about in commands.items()), ""]
+        lines += [title, *(f"  {name:<20}{about}" for name, about in commands.items()), ""]
     lines.append("`rayrlhf JOB --help` lists every key of a job; `rayrlhf --version` is there too.")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
     runs/NAME/prepare/step_000000/model/                       the tokenizer with its chat template
                                  /state/KIND/{train,validation}/   Parquet
+                                 /state/data_card.json         what each step of cleaning did, samples, lengths
 
 The demo's snippets give the kinds text, prompt_completion, preference, labelled and prompts, its sums text,
 prompt_completion and prompts; a user's texts give text.
@@ -10,6 +11,7 @@ prompt_completion and prompts; a user's texts give text.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
+from rayrlhf.data.cleaning.config import CleanConfig, Step, default_steps
 from rayrlhf.data.config import ARITHMETIC, DEMO, SnippetsConfig, SourceConfig, TokenizerConfig
 from rayrlhf.errors import DataError
 from rayrlhf.run import RunConfig
@@ -27,10 +30,12 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from cluster.layout import RolePlan
+    from rayrlhf.data.cleaning.execute import Cleaned
 
 KIND = "prepare"
 SPLITS = ("train", "validation")
 ROWS_PER_FILE = 50_000
+_READING = ("encoding", "max_row_bytes", "max_bad_rows")  # of files, which the demo's tasks do not read
 
 
 class PrepareConfig(Section):
@@ -38,6 +43,7 @@ class PrepareConfig(Section):
 
     run: RunConfig = Field(description="which run this is")
     data: SourceConfig = Field(default=SourceConfig(), description="where text comes from, its split")
+    clean: CleanConfig = Field(default=CleanConfig(), description="the steps of cleaning")
     snippets: SnippetsConfig = Field(default=SnippetsConfig(), description="the demo's prompts and pairs")
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer to train")
 
@@ -46,21 +52,43 @@ class PrepareConfig(Section):
         source, default = self.data.source, SourceConfig()
         if source != DEMO and self.snippets != SnippetsConfig():
             raise ValueError(f"snippets.* cuts the demo's snippets; it has no effect with data.source={source}")
-        limits = (self.data.min_chars, self.data.max_chars)
-        if source == ARITHMETIC and limits != (default.min_chars, default.max_chars):
+        limits = (self.data.min_chars, self.data.max_chars) != (default.min_chars, default.max_chars)
+        if source == ARITHMETIC and limits:
             raise ValueError(f"data.min_chars and max_chars have no effect with data.source={source}: leave them out")
+        if source == ARITHMETIC and self.clean != CleanConfig():
+            raise ValueError(f"clean.* has no effect with data.source={source}: leave it out")
+        if self.clean.steps is not None and limits:
+            raise ValueError(
+                "data.min_chars and max_chars belong to the default steps: with clean.steps write a step "
+                "{kind: length, min_chars: ..., max_chars: ...} there instead"
+            )
+        given = [name for name in _READING if getattr(self.data, name) != getattr(default, name)]
+        if source in (DEMO, ARITHMETIC) and given:
+            raise ValueError(f"data.{given[0]} has no effect with data.source={source}: leave it out")
         return self
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What cleans the rows."""
+        if self.clean.steps is not None:
+            return self.clean.steps
+        return default_steps(self.data.min_chars, self.data.max_chars)
 
 
 def parents(config: PrepareConfig) -> dict[str, str]:
-    """What this stage is made from: a user's files; the demo's are fixed by their hash."""
-    own = {"tokenizer": config.tokenizer.from_folder} if config.tokenizer.from_folder else {}
-    return own if config.data.source in (DEMO, ARITHMETIC) else own | {"source": config.data.source}
+    """What this stage is made from: a user's files, what cleaning compares with, a tokenizer that is taken; the demo's
+    are fixed by their hash."""
+    from rayrlhf.data.cleaning.operators import inputs
+
+    source, taken = config.data.source, config.tokenizer.from_folder
+    found = ({} if source in (DEMO, ARITHMETIC) else {"source": source}) | inputs(config.steps)
+    return found | ({"tokenizer": taken} if taken else {})
 
 
 def check(config: PrepareConfig) -> None:
-    """The source is there and of the right form; DataError otherwise."""
-    from rayrlhf.data import fetch, sources
+    """The source is there and of the right form, and what the steps of cleaning need; a UserError otherwise."""
+    from rayrlhf.data import fetch
+    from rayrlhf.data.cleaning import operators, reading
     from rayrlhf.models.causal_lm import check_tokenizer
 
     if config.tokenizer.from_folder:
@@ -68,7 +96,8 @@ def check(config: PrepareConfig) -> None:
     if config.data.source == DEMO:
         fetch.require()
     elif config.data.source != ARITHMETIC:
-        sources.check(config.data.source, config.data.format, "text")
+        reading.check(config.data.source, _reading(config.data), config.data.max_bad_rows)
+    operators.check(config.steps)
 
 
 def plan(config: PrepareConfig) -> list[RolePlan]:
@@ -89,19 +118,22 @@ def run(config: PrepareConfig) -> str:
 
 
 def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, float]:
-    """Tables and tokenizer; returns the data card: rows in, dropped and out."""
-    tables, counts = _sources(config)
-    metrics = {f"data/clean_{fate}": float(count) for fate, count in counts.items()}
-    for split in SPLITS:
-        for kind, rows in tables(split).items():
-            count = _write_table(rows, os.path.join(state_dir, kind, split))
-            if not count:
-                raise DataError(
-                    f"no {kind} row for {split} in {config.data.source}: {counts}. "
-                    "Give more text, or change data.validation_share or the limits on length."
-                )
-            metrics[f"data/{kind}_{split}_rows"] = float(count)
-            print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
+    """Tables, tokenizer and data card; returns rows in, dropped and out."""
+    work = os.path.join(os.path.dirname(state_dir), "work")  # on the stage's own disk, which every node sees
+    try:
+        tables, cleaned = _sources(config, work)
+        counts = {} if cleaned is None else cleaned.fates()
+        metrics = {f"data/clean_{fate}": float(count) for fate, count in counts.items()}
+        for split in SPLITS:
+            for kind, rows in tables(split).items():
+                count = _write_table(rows, os.path.join(state_dir, kind, split))
+                if not count:
+                    raise _no_rows(config, kind, split, counts)
+                metrics[f"data/{kind}_{split}_rows"] = float(count)
+                print(f"prepare: {kind}/{split} {count:,} rows", flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    _write_card(config, cleaned, metrics, state_dir)
     return metrics | _tokenizer(config.tokenizer, os.path.join(state_dir, "text"), model_dir)
 
 
@@ -131,18 +163,56 @@ def tokenizer_folder(path: str) -> str:
     return path if has_tokenizer(path) else model_folder(path)
 
 
-def _sources(config: PrepareConfig) -> tuple[Callable[[str], dict[str, Dataset]], dict[str, int]]:
-    """(the tables of a split, by kind; rows by what cleaning did with them)."""
-    from rayrlhf.data import arithmetic, cleaning, demo, fetch, sources
+def _no_rows(config: PrepareConfig, kind: str, split: str, counts: dict[str, int]) -> DataError:
+    return DataError(
+        f"no {kind} row for {split} in {config.data.source}: {counts}. Give more text, or change "
+        "data.validation_share, the limits on length or the steps of cleaning."
+    )
 
-    data = config.data
-    if data.source == ARITHMETIC:
-        return partial(arithmetic.tables, validation_share=data.validation_share), {}
-    is_demo = data.source == DEMO
-    raw = demo.snippets(str(fetch.require())) if is_demo else sources.read(data.source, data.format, "text")
-    normal_form = demo.normal_form if is_demo else cleaning.normalise
-    kept, counts = cleaning.clean(raw, data.min_chars, data.max_chars, normal_form)
-    return partial(_tables, kept, config=config, is_demo=is_demo), counts
+
+def _reading(data: SourceConfig) -> Any:
+    from rayrlhf.data.cleaning.reading import Reading
+
+    return Reading(data.format, data.encoding, data.max_row_bytes)
+
+
+def _sources(config: PrepareConfig, work: str) -> tuple[Callable[[str], dict[str, Dataset]], Cleaned | None]:
+    """(the tables of a split, by kind; what cleaning did, whose shards lie in the folder `work`)."""
+    from ray import data
+
+    from rayrlhf.data import arithmetic, demo, fetch
+    from rayrlhf.data.cleaning import execute, reading
+
+    given = config.data
+    if given.source == ARITHMETIC:
+        return partial(arithmetic.tables, validation_share=given.validation_share), None
+    is_demo = given.source == DEMO
+    raw = demo.snippets(str(fetch.require())) if is_demo else reading.read(given.source, _reading(given))
+    say = partial(print, "prepare:", flush=True)
+    cleaned = execute.clean(raw, config.steps, work, config.clean.examples, given.max_bad_rows, say)
+    if not cleaned.paths:
+        raise _no_rows(config, "text", "train", cleaned.fates())
+    kept = data.read_parquet(cleaned.paths)
+    return partial(_tables, kept, config=config, is_demo=is_demo), cleaned
+
+
+def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[str, float], state_dir: str) -> None:
+    """What happened to the data, in numbers and examples."""
+    from rayrlhf.data import fetch, sources
+    from rayrlhf.data.cleaning import card
+
+    source = config.data.source
+    if source == ARITHMETIC or source.startswith(sources.HUB):
+        files = []
+    elif source == DEMO:
+        path = fetch.require()
+        files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": fetch.SNIPPETS_SHA256}]
+    else:
+        files = card.hashes(sources.resolve(source, config.data.format))
+    rows = {key[len("data/") : -len("_rows")]: int(n) for key, n in metrics.items() if key.endswith("_rows")}
+    samples = {split: card.first_texts(os.path.join(state_dir, "text", split)) for split in SPLITS}
+    made = card.card(source, config.data.licence, files, cleaned, rows, samples)
+    card.write(os.path.join(state_dir, card.FILE), made)
 
 
 def _tables(kept: Dataset, split: str, *, config: PrepareConfig, is_demo: bool) -> dict[str, Dataset]:

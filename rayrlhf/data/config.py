@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayrlhf.config import Section
 
@@ -200,8 +200,25 @@ class SourceConfig(Section):
     validation_share: float = Field(
         default=0.1, gt=0, lt=1, description="share of the texts held out, chosen by a hash of the text"
     )
-    min_chars: int = Field(default=1, ge=1, description="shorter texts are dropped")
-    max_chars: int = Field(default=100_000, ge=1, description="longer texts are dropped")
+    min_chars: int = Field(default=1, ge=1, description="shorter texts are dropped, where clean.steps is null")
+    max_chars: int = Field(default=100_000, ge=1, description="longer texts are dropped, where clean.steps is null")
+    encoding: str = Field(default="utf-8", description="of JSONL, text and CSV files, such as gb18030 or latin-1")
+    max_row_bytes: int = Field(default=64 * 2**20, ge=1, description="a longer row counts as one that cannot be read")
+    max_bad_rows: int = Field(
+        default=0, ge=0, description="as many rows that cannot be read are left out, counted and shown; then an error"
+    )
+    licence: str | None = Field(default=None, description="the data's licence, for the data card")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            newline = "\n".encode(encoding)
+        except LookupError:
+            raise ValueError(f"Python knows no encoding {encoding!r}; try utf-8, gb18030, big5 or latin-1") from None
+        if newline != b"\n":
+            raise ValueError(f"lines of {encoding} cannot be told apart by bytes: convert the files to utf-8 (iconv)")
+        return encoding
 
     @model_validator(mode="after")
     def _lengths(self) -> "SourceConfig":

@@ -17,7 +17,8 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rayrlhf.data.cleaning import NUM_BUCKETS, grouped, normalise
+from rayrlhf.data.buckets import NUM_BUCKETS, grouped
+from rayrlhf.data.cleaning.normalise import normalise
 from rayrlhf.data.config import SnippetsConfig
 from rayrlhf.data.context import settle
 from rayrlhf.data.order import by_content
@@ -41,21 +42,31 @@ def parse(line: str) -> Row:
     return {"rating": float(fields[1]), "text": fields[2]}
 
 
-def normal_form(snippet: str) -> str:
+def plain(snippet: str) -> str:
     """The snippet with plain quotes, and with the dashes that the corpus has lost as runs of spaces."""
     text = html.unescape(snippet).replace("''", '"').replace("`", "'")
     text = text.replace("\u2019", "'").replace("\u2013", " - ")
-    return normalise(re.sub(r"(?<=\S) {2,}(?=\S)", " - ", text))
+    return re.sub(r"(?<=\S) {2,}(?=\S)", " - ", text)
+
+
+def normal_form(snippet: str) -> str:
+    """The snippet as the stages see it by default."""
+    return normalise(plain(snippet))
+
+
+def _parse_plain(line: str) -> Row:
+    row = parse(line)
+    return row | {"text": plain(row["text"])}
 
 
 def snippets(path: str) -> Dataset:
-    """Rows {"rating", "text"} of the raw file at `path`."""
+    """Rows {"rating", "text"} of the raw file at `path`, the texts `plain`."""
     from ray import data
 
     from rayrlhf.data.lines import Lines
 
     settle()
-    return data.read_datasource(Lines([path], parse))
+    return data.read_datasource(Lines([path], _parse_plain))
 
 
 def split_of(text: str, validation_share: float = 0.1) -> str:

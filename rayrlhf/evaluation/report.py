@@ -57,6 +57,7 @@ class Run:
     rows: dict[str, list[Row]]  # of metrics.jsonl, by stage, in order of step
     samples: list[Row]  # of the evaluation: prompt, baseline, policy and their scores
     before_after: list[Row]  # of PPO's own evaluations: prompt, before, after
+    cards: dict[str, Row]  # data cards, by stage
 
 
 def read_run(run_dir: str) -> Run:
@@ -75,7 +76,10 @@ def read_run(run_dir: str) -> Run:
     stages.sort(key=lambda stage: (stage.manifest["created"], stage.name))
     evaluated = [stage for stage in stages if stage.manifest["kind"] == "evaluate"]
     samples = _jsonl(filesystem, f"{_local(evaluated[-1])}/state/samples.jsonl") if evaluated else []
-    return Run(root.rsplit("/", 1)[-1], stages, _rows(filesystem, root), samples, _before_after(filesystem, root))
+    cards = {stage.name: card for stage in stages if (card := _card(filesystem, stage)) is not None}
+    return Run(
+        root.rsplit("/", 1)[-1], stages, _rows(filesystem, root), samples, _before_after(filesystem, root), cards
+    )
 
 
 def write_summary(run_dir: str) -> str:
@@ -121,6 +125,7 @@ def write_report(run_dir: str) -> str:
         charts={name: charts(rows) for name, rows in run.rows.items()},
         evaluation=evaluation_table(_evaluation(run)),
         win_rates=win_rates(_evaluation(run)),
+        lengths=lengths,
         configs={stage.name: yaml.safe_dump(stage.manifest["config"], sort_keys=False) for stage in run.stages},
     )
     return _write(run_dir, "report.html", html)
@@ -176,6 +181,17 @@ def win_rates(metrics: dict[str, float]) -> list[tuple[str, float, float, float]
     ]
 
 
+def lengths(card: Row) -> list[Row]:
+    """Rows read and kept by their length, from a data card: {from, to, read, kept} of each bin."""
+    bins: dict[tuple[int, int], Row] = {}
+    for name in ("read", "kept"):
+        for entry in card[f"characters_{name}"]:
+            bounds = entry["from"], entry["to"]
+            row = bins.setdefault(bounds, {"from": bounds[0], "to": bounds[1], "read": 0, "kept": 0})
+            row[name] = entry["rows"]
+    return [bins[bounds] for bounds in sorted(bins)]
+
+
 def shown(value: float | None) -> str:
     """A number for people; a dash where there is none."""
     if value is None or not math.isfinite(value):
@@ -207,6 +223,12 @@ def _before_after(filesystem: Any, root: str) -> list[Row]:
     after = {row["prompt"]: row for row in _jsonl(filesystem, files[-1])}
     before = [row for row in _jsonl(filesystem, files[0]) if row["prompt"] in after]
     return [{"prompt": row["prompt"], "before": row, "after": after[row["prompt"]]} for row in before][:NUM_SAMPLES]
+
+
+def _card(filesystem: Any, stage: Stage) -> Row | None:
+    """The data card of a stage, None where it has none."""
+    path = f"{_local(stage)}/state/data_card.json"
+    return json.loads(filesystem.cat_file(path)) if filesystem.isfile(path) else None
 
 
 def _jsonl(filesystem: Any, path: str) -> list[Row]:

@@ -1,8 +1,9 @@
-"""demo and cleaning: the rules by hand, their tables through Ray."""
+"""demo: the rules by hand, their tables through Ray."""
 
 import pytest
 
-from rayrlhf.data import cleaning, demo
+from rayrlhf.data import demo
+from rayrlhf.data.cleaning.normalise import normalise
 from rayrlhf.data.config import SnippetsConfig
 from rayrlhf.data.order import by_content
 
@@ -19,7 +20,7 @@ def test_normal_forms() -> None:
     assert demo.normal_form(
         "  The ''big''    one &amp; only   `Kid\u2019s' "
     ) == "The \"big\" one & only 'Kid's'".replace('"big" one', '"big" - one').replace("only ", "only - ")
-    assert cleaning.normalise("cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\nline"
+    assert normalise("cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\nline"
 
 
 def test_the_split_is_by_text_and_of_the_right_size() -> None:
@@ -77,17 +78,6 @@ def test_gold_judges_the_response_alone() -> None:
     assert demo.gold(["a wonderful"], [" in Rome"]) == [0.0]
     with pytest.raises(ValueError, match="2 prompts, but 1"):
         demo.gold(["a", "b"], ["c"])
-
-
-def test_cleaning_counts_every_row(ray_local: None) -> None:
-    from ray import data
-
-    texts = ["one  two", "one two", "x", "y" * 50, "three four", " one two "]
-    ds = data.from_items([{"text": t, "rating": float(i)} for i, t in enumerate(texts)], override_num_blocks=3)
-    kept, counts = cleaning.clean(ds, min_chars=2, max_chars=40)
-    assert counts == {"too_short": 1, "too_long": 1, "duplicate": 2, "kept": 2, "read": 6}
-    rows = sorted((row["text"], row["rating"]) for row in kept.take_all())
-    assert rows == [("one two", 0.0), ("three four", 4.0)]
 
 
 def test_tables_do_not_depend_on_blocks_and_splits_do_not_meet(ray_local: None) -> None:

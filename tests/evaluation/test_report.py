@@ -131,6 +131,30 @@ def test_the_report_is_one_file_and_escapes_everything(whole) -> None:
     assert html.count('class="plotly-graph-div"') == 3, "loss of sft; reward and KL of ppo"
 
 
+def test_the_data_card(tmp_path) -> None:
+    writer = StageWriter(f"{tmp_path}/try/prepare", 0)
+    example = {"reason": "urls", "detail": "urls 0.9 > 0.2", "text": NASTY}
+    step = {"name": "links", "rows_in": 7, "rows_out": 5, "dropped": {"urls": 2}, "rows_changed": 1}
+    step |= {"chars_changed": 9, "dropped_examples": [example], "changed_examples": [{"before": "ab", "after": "b"}]}
+    card = {
+        "source": "own", "licence": "CC0", "files": [{"path": "own/a.jsonl", "bytes": 12, "sha256": "f00"}],
+        "rows_read": 7, "rows_kept": 5, "bad_rows": {"count": 1, "examples": ["a.jsonl, line 3: not JSON"]},
+        "steps": [step], "characters_read": [{"from": 2, "to": 3, "rows": 7}],
+        "characters_kept": [{"from": 1, "to": 1, "rows": 1}, {"from": 2, "to": 3, "rows": 4}],
+        "tables": {"text_train": 5}, "samples": {"train": ["one sample"]},
+    }  # fmt: skip
+    (tmp_path / "try/prepare/step_000000/state/data_card.json").write_text(json.dumps(card))
+    writer.finish("prepare", {}, {}, {})
+    report.write_report(str(tmp_path / "try"))
+    html = (tmp_path / "try" / "report.html").read_text()
+    page = Page(html)
+    assert page.tables["cleaning-prepare"][1] == ["links", "7", "5", "urls 2", "1", "9"]
+    assert page.tables["lengths-prepare"][1:] == [["1 to 1", "0", "1"], ["2 to 3", "7", "4"]]
+    for words in ("licence: CC0", "7 rows read, 1 that could not be read, 5 kept", NASTY, "a.jsonl, line 3: not JSON"):
+        assert words in page.text
+    assert "<script>alert" not in html and "one sample" in page.text and "f00" in page.text
+
+
 def test_charts_show_the_numbers_of_the_log(partial) -> None:
     rows = report.read_run(str(partial)).rows
     assert [row["objective/kl"] for row in rows["ppo"]] == [0.0, 0.321], "a step done again counts once"

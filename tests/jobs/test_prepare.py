@@ -1,17 +1,25 @@
 """The prepare job: on a small corpus like the demo's, and on a user's text."""
 
+import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as pd
 import pytest
 
-from jobs import prepare
-from rayrlhf.checkpoint import find_stage
+from jobs import ngram_model, prepare, quality_classifier
+from rayrlhf.checkpoint import StageWriter, find_stage
+from rayrlhf.config import load
 from rayrlhf.data import demo, fetch
+from rayrlhf.data.cleaning.classifier import Classifier, Features
+from rayrlhf.data.cleaning.config import CleanConfig
+from rayrlhf.data.cleaning.ngram_model import NgramModel, train
 from rayrlhf.data.config import SourceConfig, TokenizerConfig
-from rayrlhf.errors import DataError, ModelError
+from rayrlhf.errors import ConfigError, DataError, ModelError
 from rayrlhf.run import RunConfig
 
 MOODS = {2.5: "wonderful", 0.5: "plain", -2.5: "terrible"}
@@ -85,7 +93,7 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     rows = [{"text": f"line {i} says\n\n\n\nsomething"} for i in range(100)] + [{"text": ""}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = Path(prepare.run(_config(tmp_path / "runs", source=str(source.parent), validation_share=0.3)))
-    assert sorted(path.name for path in (stage / "state").iterdir()) == ["text"]
+    assert sorted(path.name for path in (stage / "state").iterdir()) == ["data_card.json", "text"]
     texts = [row["text"] for split in prepare.SPLITS for row in _rows(stage, "text", split)]
     assert sorted(texts) == sorted(f"line {i} says\n\nsomething" for i in range(100))
 
@@ -143,3 +151,154 @@ def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
     } | {"data/vocab_size": 259.0}
     with pytest.raises(ValueError, match="no effect with data.source=demo:arithmetic"):
         prepare.PrepareConfig(run=config.run, data=SourceConfig(source="demo:arithmetic", min_chars=3))
+
+
+def _steps(*given: dict) -> CleanConfig:
+    return CleanConfig.model_validate({"steps": given})
+
+
+def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -> None:
+    source = tmp_path / "own.jsonl"
+    page = "<p>Page {0} says that this is about the river.</p><p>Write to a{0}@b.org</p>"
+    rows = [json.dumps({"text": page.format(n)}) for n in range(40)] + ["broken", json.dumps({"text": "x"})]
+    source.write_text("\n".join(rows))
+    steps = _steps({"kind": "strip_html"}, {"kind": "privacy", "email": "[mail]"}, {"kind": "length", "min_chars": 9})
+    config = _config(
+        tmp_path / "runs", source=str(source), validation_share=0.3, max_bad_rows=1, licence="CC0-1.0"
+    ).model_copy(update={"clean": steps.model_copy(update={"examples": 2})})
+    prepare.check(config)
+    stage = find_stage(prepare.run(config), "prepare")
+    folder = Path(stage.path)
+    texts = [row["text"] for split in prepare.SPLITS for row in _rows(folder, "text", split)]
+    assert sorted(texts) == sorted(f"Page {n} says that this is about the river.\nWrite to [mail]" for n in range(40))
+    assert not (folder / "work").exists(), "the shards between the passes are gone"
+    card = json.loads((folder / "state" / "data_card.json").read_text())
+    assert (card["licence"], card["rows_read"], card["rows_kept"], card["bad_rows"]["count"]) == ("CC0-1.0", 41, 40, 1)
+    assert "own.jsonl, line 41: not JSON" in card["bad_rows"]["examples"][0]
+    assert card["files"] == [
+        {"path": str(source), "bytes": source.stat().st_size, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    ]
+    assert [(s["name"], s["rows_in"], s["rows_out"], s["rows_changed"]) for s in card["steps"]] == [
+        ("strip_html", 41, 41, 40),
+        ("privacy", 41, 41, 40),
+        ("length", 41, 40, 0),
+    ]
+    assert [len(s["changed_examples"]) for s in card["steps"]] == [2, 2, 0], "clean.examples=2"
+    assert "[mail]" in card["steps"][1]["changed_examples"][0]["after"]
+    assert card["steps"][2]["dropped_examples"][0]["text"] == "x"
+    assert sum(card["tables"].values()) == 40 and all(text in texts for text in card["samples"]["train"])
+    assert stage.manifest["metrics"]["data/clean_too_short"] == 1.0
+
+
+def test_models_of_quality_are_trained_and_used(ray_local: None, tmp_path: Path) -> None:
+    good = [
+        f"The committee of town {n} met on Monday, and its members agreed that the plan was good." for n in range(80)
+    ]
+    bad = [f"xq zzk {n * 7919} !! qwv kjx win {n} $$ jjq vvx zqx" for n in range(80)]
+    for name, texts in (("good", good), ("bad", bad), ("mixed", good[:60] + bad[:20])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    where = {"run": RunConfig(name="test", root=str(tmp_path / "runs"))}
+    lm = ngram_model.NgramModelConfig(data=str(tmp_path / "good.txt"), order=4, validation_share=0.2, **where)
+    judge = quality_classifier.QualityClassifierConfig(
+        good=str(tmp_path / "good.txt"), bad=str(tmp_path / "bad.txt"), bits=14, validation_share=0.2, **where
+    )
+    for job, config in ((ngram_model, lm), (quality_classifier, judge)):
+        job.check(config)
+        job.run(config)
+    metrics = {kind: find_stage(f"{tmp_path}/runs/test/{kind}").manifest["metrics"] for kind in
+               ("ngram_model", "quality_classifier")}  # fmt: skip
+    assert 1 < metrics["ngram_model"]["eval/perplexity"] < 5
+    assert metrics["quality_classifier"]["eval/auc"] == 1.0 and metrics["quality_classifier"]["eval/accuracy"] == 1.0
+    for kind, keys, reason in (
+        ("ngram_perplexity", {"max_perplexity": 50}, "high_perplexity"),
+        ("quality_classifier", {"min_score": 0.5}, "low_quality"),
+    ):
+        model = f"{tmp_path}/runs/test/{kind.replace('perplexity', 'model')}"
+        config = _config(tmp_path / kind, source=str(tmp_path / "mixed.txt"), validation_share=0.3).model_copy(
+            update={"clean": _steps({"kind": kind, "model": model, **keys})}
+        )
+        prepare.check(config)
+        assert prepare.parents(config)[kind] == model, "a model trained anew makes the stage another one"
+        found = find_stage(prepare.run(config)).manifest["metrics"]
+        assert (found["data/clean_kept"], found[f"data/clean_{reason}"]) == (60.0, 20.0)
+    with pytest.raises(DataError, match="no text of .*few.txt for"):
+        (tmp_path / "few.txt").write_text("one\n")
+        quality_classifier.run(
+            judge.model_copy(
+                update={"bad": str(tmp_path / "few.txt"), "run": RunConfig(name="few", root=str(tmp_path))}
+            )
+        )  # noqa: E501
+
+
+def test_a_causal_model_judges(ray_local: None, tiny_model: Callable[[str], str], tmp_path: Path) -> None:
+    from rayrlhf.data.cleaning.causal_perplexity import Scorer
+    from rayrlhf.data.cleaning.config import CausalPerplexity
+
+    model = tiny_model("llama")
+    texts = [f"text {n}" + " ab" * (n % 5) for n in range(20)]
+    step = CausalPerplexity(kind="causal_perplexity", model=model, max_perplexity=1e9, max_tokens=16)
+    scorer = Scorer(step)
+    values = scorer.perplexities(texts)
+    assert values == pytest.approx([_slow_perplexity(scorer, text, 16) for text in texts], rel=1e-4)
+    middle = sorted(values)[10] * 1.0001
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    given = {"kind": "causal_perplexity", "model": model, "max_tokens": 16}
+    config = _config(tmp_path / "runs", source=str(tmp_path / "a.txt"), validation_share=0.5)
+    config = config.model_copy(
+        update={"clean": _steps({"kind": "normalise"}, given | {"max_perplexity": middle, "num_actors": 1})}
+    )
+    prepare.check(config)
+    stage = find_stage(prepare.run(config))
+    kept = {row["text"] for split in prepare.SPLITS for row in _rows(Path(stage.path), "text", split)}
+    assert kept == {text for text, value in zip(texts, values, strict=True) if value <= middle}
+    assert scorer(["text 1 "])[0] == "text 1 "
+    low = Scorer(step.model_copy(update={"max_perplexity": None, "min_perplexity": 1e9}))
+    assert low(["text 1 "])[0][0] == "low_perplexity"
+    with pytest.raises(ConfigError, match="max_tokens=512 is above the model's context"):
+        prepare.check(config.model_copy(update={"clean": _steps(given | {"max_perplexity": 9, "max_tokens": 512})}))
+
+
+def _slow_perplexity(scorer: Any, text: str, max_tokens: int) -> float:
+    import torch
+
+    ids = [scorer.tokenizer.bos_token_id, *scorer.tokenizer.encode(text, add_special_tokens=False)][:max_tokens]
+    with torch.no_grad():
+        logprobs = scorer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    nats = [-float(logprobs[place, token]) for place, token in enumerate(ids[1:])]
+    return math.exp(sum(nats) / len(nats))
+
+
+def test_keys_without_effect_are_refused(tmp_path: Path) -> None:
+    run = RunConfig(name="x", root=str(tmp_path))
+    length = _steps({"kind": "length", "min_chars": 2})
+    for data, clean, message in (
+        ({"source": "a", "min_chars": 3}, length, "belong to the default steps"),
+        ({"source": "demo:arithmetic"}, length, "clean.. has no effect with data.source=demo:arithmetic"),
+        ({"max_bad_rows": 3}, CleanConfig(), "data.max_bad_rows has no effect with data.source=demo:snippets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare.PrepareConfig(run=run, data=SourceConfig(**data), clean=clean)
+    with pytest.raises(ValueError, match="Python knows no encoding 'utf-9'"):
+        SourceConfig(encoding="utf-9")
+    with pytest.raises(ValueError, match="lines of utf-16 cannot be told apart"):
+        SourceConfig(encoding="utf-16")
+
+
+def test_the_configuration_of_docs_data_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("clean.yaml").write_text(block)
+    for name in set(re.findall(r"data/[\w/]+\.\w+", block)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"text": "one two three four five six seven eight nine ten"}\n')
+    for kind, save in (
+        ("ngram_model", NgramModel.save), ("quality_classifier", Classifier.save),
+    ):  # fmt: skip
+        folder = Path(f"runs/quality/{kind}/step_000000/model")
+        writer = StageWriter(f"runs/quality/{kind}", 0)
+        save(train(iter([["abc"]]), 2, 1) if kind == "ngram_model" else Classifier(Features(8, 1, 1)), str(folder))
+        writer.finish(kind, {}, {}, {})
+    config = load(prepare.PrepareConfig, "clean.yaml", [])
+    prepare.check(config)
+    assert len(config.steps) > 12

@@ -1,0 +1,284 @@
+"""Cleaning through Ray Data: counts, duplicates over the whole data set, rows that cannot be read."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.command import user_error
+from rayrlhf.data.cleaning import execute, reading, shards
+from rayrlhf.data.cleaning.counts import Histogram, StepCount, changed_characters
+from rayrlhf.data.cleaning.verdict import Dropped
+from rayrlhf.data.rows import digest
+from rayrlhf.errors import DataError
+from tests.data.cleaning import planted
+
+ROOT = Path(__file__).parents[3]
+
+
+def texts_of(cleaned: execute.Cleaned) -> list[str]:
+    return [text for path in cleaned.paths for text in shards.read(path)["text"].to_pylist()]
+
+
+def clean(texts: list[str], given: list[dict], folder: Path, blocks: int = 3, **keys: int) -> execute.Cleaned:
+    from ray import data
+
+    ds = data.from_items([{"text": text} for text in texts], override_num_blocks=blocks)
+    return execute.clean(ds, planted.steps(given), str(folder), **keys)
+
+
+# ---- counts ----------------------------------------------------------------------------------------
+
+
+def test_counts_by_hand() -> None:
+    count = StepCount("x", num_examples=1)
+    for before, after in (
+        ("abc", "abd"),
+        ("same", "same"),
+        ("gone", Dropped("why", "so")),
+        ("too", Dropped("why", "so")),
+    ):
+        count.see(before, after)
+    found = count.as_dict()
+    assert {name: found[name] for name in ("rows_in", "rows_out", "rows_changed", "chars_in", "chars_out")} == {
+        "rows_in": 4, "rows_out": 2, "rows_changed": 1, "chars_in": 14, "chars_out": 7,
+    }  # fmt: skip
+    assert found["chars_changed"] == 1 and found["dropped"] == {"why": 2}
+    assert found["changed_examples"] == [{"before": "abc", "after": "abd"}]
+    assert len(found["dropped_examples"]) == 1 and found["dropped_examples"][0]["reason"] == "why"
+    other = StepCount("x", num_examples=1)
+    other.see("too", Dropped("why", "so"))
+    kept = {text: StepCount("x", 1) for text in ("gone", "too")}
+    for text, one in kept.items():
+        one.see(text, Dropped("why", "so"))
+    first = min(kept, key=lambda text: kept[text].dropped_examples[0]["hash"])
+    kept["gone"].add(kept["too"])
+    assert kept["gone"].dropped_examples[0]["text"] == first, "whatever the order of the shards"
+    assert StepCount("x", 0).dropped_examples == []
+    none = StepCount("x", num_examples=0)
+    none.see("a", "b")
+    assert none.changed_examples == []
+    assert changed_characters("kitten", "sitting") == 3 and changed_characters("ab", "ba") == 0
+
+
+def test_histogram() -> None:
+    histogram = Histogram()
+    for length in (0, 1, 2, 3, 9):
+        histogram.see(length)
+    assert histogram.as_list() == [
+        {"from": 0, "to": 0, "rows": 1},
+        {"from": 1, "to": 1, "rows": 1},
+        {"from": 2, "to": 3, "rows": 2},
+        {"from": 4, "to": 7, "rows": 0},
+        {"from": 8, "to": 15, "rows": 1},
+    ]
+    assert Histogram().as_list() == []
+
+
+def test_every_row_is_counted(ray_local: None, tmp_path: Path) -> None:
+    from ray import data
+
+    texts = ["one  two", "one two", "x", "y" * 50, "three four", " one two "]
+    ds = data.from_items([{"text": t, "rating": float(i)} for i, t in enumerate(texts)], override_num_blocks=3)
+    said: list[str] = []
+    given = [{"kind": "normalise"}, {"kind": "length", "min_chars": 2, "max_chars": 40}, {"kind": "exact_duplicates"}]
+    cleaned = execute.clean(ds, planted.steps(given), str(tmp_path), say=said.append)
+    assert cleaned.fates() == {"too_short": 1, "too_long": 1, "duplicate": 2, "kept": 2, "read": 6}
+    rows = [row for path in cleaned.paths for row in shards.read(path).to_pylist()]
+    assert sorted((row["text"], row["rating"]) for row in rows) == [("one two", 0.0), ("three four", 4.0)]
+    normalise, length, exact = cleaned.counts.steps.values()
+    assert (normalise.rows_in, normalise.rows_out, normalise.rows_changed, normalise.chars_changed) == (6, 6, 2, 3)
+    assert (length.rows_in, length.rows_out) == (6, 4) and (exact.rows_in, exact.rows_out) == (4, 2)
+    assert [e["text"] for e in length.dropped_examples if e["reason"] == "too_short"] == ["x"]
+    assert any(line.startswith("clean: normalise, length: 4 rows kept") for line in said)
+    assert sum(entry["rows"] for entry in cleaned.counts.lengths_in.as_list()) == 6
+    assert sum(entry["rows"] for entry in cleaned.counts.lengths_out.as_list()) == 2
+
+
+def test_steps_run_in_their_order_and_nothing_may_be_left(ray_local: None, tmp_path: Path) -> None:
+    texts = ["<b>hello</b>", "hello"]
+    strip, exact = {"kind": "strip_html"}, {"kind": "exact_duplicates"}
+    assert sorted(texts_of(clean(texts, [strip, exact], tmp_path / "a"))) == ["hello"]
+    assert sorted(texts_of(clean(texts, [exact, strip], tmp_path / "b"))) == ["hello", "hello"]
+    empty = clean(texts, [{"kind": "length", "min_chars": 99}, exact, {"kind": "near_duplicates"}], tmp_path / "c")
+    assert empty.paths == [] and empty.fates() == {
+        "too_short": 2, "too_long": 0, "duplicate": 0, "near_duplicate": 0, "kept": 0, "read": 2,
+    }  # fmt: skip
+
+
+# ---- duplicates ------------------------------------------------------------------------------------
+
+
+def test_lines_and_sentences_of_the_whole_data_set(ray_local: None, tmp_path: Path) -> None:
+    footer, other = "Subscribe to our newsletter today!", "Click here to read the rest of it."
+    texts = [f"Text number {n} says this. {footer}" for n in range(5)] + [f"{footer} {other}", f"短。{footer}", other]
+    cleaned = clean(texts, [{"kind": "unit_duplicates"}], tmp_path / "s")
+    left = texts_of(cleaned)
+    assert sum(footer in text for text in left) == 1 and sum(other in text for text in left) == 1
+    assert {f"Text number {n} says this." for n in range(5)} <= {text.removesuffix(f" {footer}") for text in left}
+    assert cleaned.counts.steps["unit_duplicates"].dropped.get("all_duplicates", 0) == 8 - len(left) > 0
+    by_line = clean(["a\nthe same long line here\n", "b\nthe same long line here\n"], [
+        {"kind": "unit_duplicates", "unit": "line", "min_chars": 10}], tmp_path / "l")  # fmt: skip
+    assert sorted(map(len, texts_of(by_line))) == [1, 26]
+    none = clean(["a\nshort\n", "b\nshort\n"], [{"kind": "unit_duplicates", "unit": "line"}], tmp_path / "n")
+    assert sorted(texts_of(none)) == ["a\nshort\n", "b\nshort\n"], "shorter than min_chars"
+
+
+def test_planted_near_duplicates(ray_local: None, tmp_path: Path) -> None:
+    made = planted.corpus()
+    texts = made["unique"] + made["near"]
+    found = {}
+    for blocks in (2, 7):
+        order = texts if blocks == 2 else texts[::-1]
+        cleaned = clean(order, [{"kind": "near_duplicates", "threshold": 0.7}], tmp_path / str(blocks), blocks)
+        found[blocks] = sorted(texts_of(cleaned))
+    assert found[2] == found[7], "what stays does not depend on blocks or their order"
+    left = set(found[2])
+    caught = sum(not {one, other} <= left for one, other in zip(made["unique"], made["near"], strict=False))
+    lost = sum(one not in left and other not in left for one, other in zip(made["unique"], made["near"], strict=False))
+    assert caught >= 38, "recall on 40 planted pairs"
+    assert lost == 0 and left >= set(made["unique"][40:]), "precision: nothing else went"
+    # and no near duplicates are on both sides of a split, for only one of a cluster is left
+    strict = clean(
+        texts, [{"kind": "near_duplicates", "threshold": 0.99, "ngram": 2, "permutations": 64}], tmp_path / "9"
+    )
+    assert strict.counts.rows > cleaned.counts.rows + 30
+
+
+def test_one_node_and_its_rows(ray_local: None, tmp_path: Path) -> None:
+    made = planted.write(tmp_path / "source")
+    cleaned = execute.clean(
+        reading.read(str(tmp_path / "source"), reading.Reading()), planted.steps(planted.STEPS), str(tmp_path / "work")
+    )
+    left = texts_of(cleaned)
+    fates = cleaned.fates()
+    assert fates["read"] == sum(map(len, made.values())) and fates["kept"] == len(left) == len(set(left))
+    assert fates["too_short"] == 2 and fates["duplicate"] == 30
+    assert 38 <= fates["near_duplicate"] <= 40
+    assert sum("newsletter" in text for text in left) == 1
+    assert os.listdir(tmp_path / "work") == ["pass_3"], "earlier shards are gone"
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_same_rows(ray_local: None, tmp_path: Path) -> None:
+    planted.write(tmp_path / "source")
+    one = execute.clean(
+        reading.read(str(tmp_path / "source"), reading.Reading()), planted.steps(planted.STEPS), str(tmp_path / "one")
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
+    command = [sys.executable, "-m", "tests.data.cleaning.two_nodes", str(tmp_path / "source"), str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("SEEN ")]
+    assert lines, done.stdout + done.stderr
+    seen = json.loads(lines[0].removeprefix("SEEN "))
+    assert seen["nodes"] == 2
+    assert seen["rows"] == sorted(texts_of(one)) and seen["fates"] == one.fates()
+
+
+# ---- rows that cannot be read ----------------------------------------------------------------------
+
+BROKEN = [
+    (b'{"text": "good one"}', None),
+    (b'{"text": ', "line 2: not JSON"),
+    (b'{"text": "a", "text": "b"}', "line 3: has the key 'text' more than once"),
+    ('{"text": "caf\u00e9"}'.encode("latin-1"), "line 4: not utf-8 .byte 14 is 0xe9.; set data.encoding"),
+    (b'{"text": 7}', r"line 5: has text=7 \(int\), not a string"),
+    (b'{"text": null}', "line 6: has text=null"),
+    (b'{"body": "x"}', "line 7: has no text"),
+    (b'{"text": "' + b"x" * 300 + b'"}', "line 8: longer than data.max_row_bytes=200"),
+    (b"   ", None),
+    (b'{"text": "good two"}', None),
+]
+
+
+def broken(folder: Path) -> str:
+    (folder / "a.jsonl").write_bytes(b"\n".join(line for line, _ in BROKEN))
+    return str(folder / "a.jsonl")
+
+
+READING = reading.Reading(max_row_bytes=200)
+
+
+def test_rows_that_cannot_be_read_are_counted_and_shown(ray_local: None, tmp_path: Path) -> None:
+    path = broken(tmp_path)
+    wanted = [message for _, message in BROKEN if message]
+    keep = planted.steps([{"kind": "length"}])
+    cleaned = execute.clean(reading.read(path, READING), keep, str(tmp_path / "w"), max_bad_rows=7)
+    assert sorted(texts_of(cleaned)) == ["good one", "good two"]
+    assert cleaned.counts.num_bad == 7 and cleaned.counts.rows_read == 2
+    for message, found in zip(wanted, cleaned.counts.bad, strict=True):
+        assert re.search(f"a.jsonl, {message}", found), found
+    with pytest.raises(DataError, match="(?s)more than data.max_bad_rows=6 rows.*line 2: not JSON.*line 8: longer"):
+        execute.clean(reading.read(path, READING), keep, str(tmp_path / "v"), max_bad_rows=6)
+    with pytest.raises(Exception) as raised:
+        execute.clean(reading.read(path, READING), keep, str(tmp_path / "u"))
+    assert "a.jsonl, line 2: not JSON" in str(user_error(raised.value))
+
+
+def test_the_check_bears_as_many(tmp_path: Path) -> None:
+    path = broken(tmp_path)
+    reading.check(path, READING, 7)
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        reading.check(path, READING, 0)
+    (tmp_path / "b.txt").write_bytes(b"\xff\n\xfe\n")
+    with pytest.raises(DataError, match="without a single row: .*line 1: not utf-8"):
+        reading.check(str(tmp_path / "b.txt"), READING, 9)
+    (tmp_path / "c.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="is empty"):
+        reading.check(str(tmp_path / "c.jsonl"), READING, 0)
+
+
+def test_other_encodings_and_formats(ray_local: None, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "a.txt").write_bytes("中文一行\r\n\n第二行".encode("gb18030"))
+    found = reading.read(str(tmp_path / "a.txt"), reading.Reading(encoding="gb18030")).take_all()
+    assert found == [{"text": "中文一行", "_bad": None}, {"text": "第二行", "_bad": None}]
+    reading.check(str(tmp_path / "a.txt"), reading.Reading(encoding="gb18030"), 0)
+    (tmp_path / "b.csv").write_bytes('id,text\n1,"two\nlines"\n2\n3,x,y\n4,caf\xe9\n5,last\n'.encode("latin-1"))
+    found = reading.read(str(tmp_path / "b.csv"), reading.Reading()).take_all()
+    assert [row["text"] for row in found] == ["two\nlines", "", "", "", "last"]
+    for row, words in zip(found[1:4], ("has text=null", "more fields than", "not utf-8"), strict=True):
+        assert words in row["_bad"] and "b.csv, line" in row["_bad"]
+    latin = reading.read(str(tmp_path / "b.csv"), reading.Reading(encoding="latin-1")).take_all()
+    assert latin[3] == {"text": "café", "_bad": None}
+    parquet.write_table(pa.table({"text": ["ok", None, "x" * 300], "n": [1, 2, 3]}), tmp_path / "c.parquet")
+    found = reading.read(str(tmp_path / "c.parquet"), READING).take_all()
+    assert [row["text"] for row in found] == ["ok", "", ""] and "text=null" in found[1]["_bad"]
+    assert "longer than data.max_row_bytes=200" in found[2]["_bad"]
+    with pytest.raises(DataError, match="has no effect on Parquet"):
+        reading.check(str(tmp_path / "c.parquet"), reading.Reading(encoding="latin-1"), 0)
+    parquet.write_table(pa.table({"body": ["x"]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="has no text"):
+        reading.check(str(tmp_path / "d.parquet"), READING, 0)
+
+
+def test_parts_of_a_file_give_every_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    content = [b"x" * length for length in (0, 3, 9, 1, 1, 40, 2, 0, 5)]
+    for end in (b"\n", b"\r\n"):
+        path.write_bytes(end.join(content))
+        size = path.stat().st_size
+        for step in (1, 2, 3, 7, 11, size):
+            found = []
+            with open(path, "rb") as file:
+                for start in range(0, size, step):
+                    found += [line for _, line in reading.lines(file, start, min(size, start + step), 30)]
+            assert [None if line is None else line.rstrip(b"\r\n") for line in found] == [
+                line if len(line) <= 30 else None for line in content
+            ], (end, step)
+
+
+def test_a_file_in_several_parts(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "RANGE_BYTES", 1000)
+    rows = [{"text": f"第{n}行 {digest(str(n))}"} for n in range(200)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "".join(lines) + "broken\n", encoding="utf-8")
+    found = reading.read(str(tmp_path / "a.jsonl"), reading.Reading()).take_all()
+    assert [row["text"] for row in found] == [row["text"] for row in rows] + [""]
+    assert "a.jsonl, line 201: not JSON" in found[-1]["_bad"], "counted over the parts before"

@@ -1,0 +1,214 @@
+"""The n-gram model, the classifier, n-gram overlap and MinHash, against slow references."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayrlhf.data.cleaning import classifier, decontaminate, hashing, minhash, ngram_model
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates
+from rayrlhf.data.cleaning.duplicates import compared, without_units
+from rayrlhf.errors import DataError
+
+PINNED = 0x8DBCE87FE32CDDA6
+TEXTS = ["abracadabra", "abba 的确 的", "cab"]
+
+
+def test_windows_of_hashes_depend_on_the_window_alone() -> None:
+    one, other = hashing.token_hashes("a b c d e".split()), hashing.token_hashes("x y b c d".split())
+    for n in (1, 2, 3):
+        mine, theirs = hashing.ngram_hashes(one, n), hashing.ngram_hashes(other, n)
+        assert len(mine) == 5 - n + 1 and mine[1] == theirs[2] and len({*mine.tolist()}) == len(mine)
+    assert hashing.ngram_hashes(one, 2)[0] != hashing.ngram_hashes(one[[1, 0]], 2)[0], "the order counts"
+    assert len(hashing.ngram_hashes(one, 6)) == 0
+    long = hashing.token_hashes([str(i % 7) for i in range(5000)])
+    assert len(np.unique(hashing.ngram_hashes(long, 13))) == 7
+    assert hashing.text_hash("中文") == PINNED, "kept shards and models rely on it"
+
+
+def slow_probability(texts: list[str], order: int, history: str, char: str) -> float:
+    """Witten-Bell by counting in dictionaries."""
+    follows: dict[str, Counter] = defaultdict(Counter)
+    for text in texts:
+        padded = "\x02" * (order - 1) + text
+        for place in range(order - 1, len(padded)):
+            for n in range(order):
+                follows[padded[place - n : place]][padded[place]] += 1
+    probability = ngram_model.UNIFORM
+    for n in range(order):
+        after = follows.get(history[len(history) - n :] if n else "")
+        if after:
+            kinds = len(after)
+            probability = (after[char] + kinds * probability) / (after.total() + kinds)
+    return probability
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_the_ngram_model_is_witten_bell(order: int, tmp_path: Path) -> None:
+    model = ngram_model.train([TEXTS[:1], TEXTS[1:]], order, min_count=1)
+    model.save(str(tmp_path))
+    model = ngram_model.NgramModel.load(str(tmp_path))
+    assert model.order == order
+    for text in ("abra", "的确xyz", "cabbage"):
+        padded = "\x02" * (order - 1) + text
+        wanted = [
+            math.log(slow_probability(TEXTS, order, padded[i : i + order - 1], text[i])) for i in range(len(text))
+        ]
+        assert model.logprobs(text) == pytest.approx(wanted, rel=1e-9)
+        assert model.perplexity(text) == pytest.approx(math.exp(-sum(wanted) / len(text)))
+    assert model.perplexity("") == 1.0
+
+
+def test_probabilities_sum_to_one_also_with_rare_ngrams_left_out() -> None:
+    for min_count in (1, 2):
+        model = ngram_model.train([TEXTS], 3, min_count)
+        seen = sorted({char for text in TEXTS for char in text})
+        for history in ("ab", "zz", "的"):
+            total = sum(math.exp(model.logprobs(history + char)[-1]) for char in seen)
+            unseen = math.exp(model.logprobs(history + "\u4444")[-1]) * (1_114_112 - len(seen))
+            assert total + unseen == pytest.approx(1.0, abs=1e-6)
+    assert len(ngram_model.train([TEXTS], 3, 2).counts[2][0]) < len(ngram_model.train([TEXTS], 3, 1).counts[2][0])
+    assert len(ngram_model.train([TEXTS], 3, 2).counts[1][0]) == len(ngram_model.train([TEXTS], 3, 1).counts[1][0])
+
+
+def test_the_classifier_learns_and_is_kept(tmp_path: Path) -> None:
+    good = [
+        f"The committee of {n} people has met, and they agreed to the plan. 会议决定采纳第{n}号方案。"
+        for n in range(60)
+    ]
+    bad = [f"buy cheap {n} click here win win free {n} 点击领取{n}元红包" for n in range(20)]
+    model = classifier.Classifier(classifier.Features(bits=14, word_ngram=2, char_ngram=3))
+    rows = [(text, True) for text in good[:50]] + [(text, False) for text in bad[:15]]
+    classifier.fit(model, rows[::2] + rows[1::2], 50 / 65, lr=0.1)
+    assert all(model.score(text) > 0.5 for text in good[50:]) and all(model.score(text) < 0.5 for text in bad[15:])
+    model.save(str(tmp_path))
+    assert classifier.Classifier.load(str(tmp_path)).score(good[0]) == model.score(good[0])
+    assert 0 < model.score("") < 1
+    words = classifier.Features(bits=14, word_ngram=1, char_ngram=1)
+    assert len(words.of("one two one")) == 2
+    assert len(classifier.Features(14, 2, 1).of("one two one")) == 4, "and `one two`, `two one`"
+    assert len(classifier.Features(14, 1, 2).of("one two one")) == 2 + 8, "on ne e_ _t tw wo o_ _o"
+
+
+def test_a_step_of_the_classifier_follows_the_gradient() -> None:
+    model = classifier.Classifier(classifier.Features(bits=10, word_ngram=1, char_ngram=1))
+    model.learn("one two", True, weight=1.0, lr=0.1)
+    places = model.features.of("one two")
+    # AdaGrad's first step is the learning rate, whatever the gradient's size
+    assert model.weights[places] == pytest.approx([0.1, 0.1], rel=1e-3) and model.bias == pytest.approx(0.1, rel=1e-3)
+    assert model.score("one two") == pytest.approx(1 / (1 + math.exp(-(0.1 + 0.2 / math.sqrt(2)))), rel=1e-3)
+
+
+def test_the_area_under_the_curve() -> None:
+    assert classifier.area([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == (1 + 1 + 1 + 0.5) / 4
+
+
+# ---- overlap ---------------------------------------------------------------------------------------
+
+
+def test_shared_ngrams_are_found_in_both_languages() -> None:
+    question = "What is the capital city of the largest country in the whole wide world today"
+    known = decontaminate.index(iter([question, "short one", "水的化学式是什么？请给出答案"]), 6, 4)
+    assert (known.num_texts, known.num_too_short) == (3, 1)
+    assert decontaminate.match("He asked: what is THE capital, city of X", known) == "what is the capital city of"
+    assert decontaminate.match("what is the capital town of the largest", known) is None
+    assert decontaminate.match("老师问：水的化学式是什么？", known) == "水 的 化 学 式 是"
+    assert decontaminate.match("", known) is None
+    whole = decontaminate.index(iter(["who wrote the iliad"]), 13, 4)
+    assert decontaminate.match("so who wrote the Iliad then", whole) == "who wrote the iliad", (
+        "a short text counts whole"
+    )
+
+
+def test_evaluation_sets_of_any_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"q": ["one two three four"], "choices": {"a": "five six seven eight"}, "n": 3}\n'
+    )
+    (tmp_path / "b.json").write_text('[{"prompt": "nine ten eleven twelve"}]')
+    (tmp_path / "c.txt").write_text("thirteen fourteen fifteen sixteen\n")
+    config = Decontaminate(
+        kind="decontaminate", against=tuple(str(tmp_path / name) for name in ("a.jsonl", "b.json", "c.txt")), ngram=4,
+        min_tokens=3,
+    )  # fmt: skip
+    keep = decontaminate.build(config)
+    for text in (
+        "one two three four",
+        "five six seven eight",
+        "nine ten eleven twelve",
+        "thirteen fourteen fifteen sixteen",
+    ):
+        found = keep(f"so {text} x")
+        assert isinstance(found, tuple) and found == ("contaminated", text)
+    assert keep("one two three five") == "one two three five"
+    with pytest.raises(DataError, match="none of the 4 texts .* has 5 tokens"):
+        decontaminate.build(config.model_copy(update={"ngram": 5, "min_tokens": 5}))
+    (tmp_path / "d.jsonl").write_text('{"q": "x"}\n{"q": \n')
+    with pytest.raises(DataError, match=r"d.jsonl, line 2: not JSON"):
+        decontaminate.build(config.model_copy(update={"against": (str(tmp_path / "d.jsonl"),)}))
+
+
+# ---- near duplicates -------------------------------------------------------------------------------
+
+
+def jaccard(one: str, other: str, n: int) -> float:
+    sets = [set(minhash.ngram_set(text, n).tolist()) for text in (one, other)]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def test_signatures_estimate_the_similarity() -> None:
+    words = [f"w{n}" for n in range(300)]
+    one, other = " ".join(words[:250]), " ".join(words[50:])
+    signatures = minhash.signatures([one, other, one, "", "!"], 3, 256)
+    assert (signatures[0] == signatures[2]).all() and not (signatures[3] == signatures[4]).all()
+    wanted = jaccard(one, other, 3)
+    assert wanted == 198 / 298
+    assert (signatures[0] == signatures[1]).mean() == pytest.approx(wanted, abs=0.09)
+
+
+def test_bands_find_pairs_at_the_threshold() -> None:
+    for threshold, permutations in ((0.8, 128), (0.5, 128), (0.9, 64)):
+        rows = minhash.band_rows(threshold, permutations)
+        found = 1 - (1 - threshold**rows) ** (permutations // rows)
+        more = 1 - (1 - threshold ** (rows + 1)) ** (permutations // (rows + 1))
+        assert found >= 0.98 > more
+    assert minhash.band_rows(0.8, 128) == 7
+    keys = minhash.band_keys(np.array([[1, 2, 3, 4], [1, 2, 9, 9], [3, 4, 1, 2]], np.uint32), 2)
+    assert keys.shape == (3, 2) and keys[0, 0] == keys[1, 0] and keys[0, 1] != keys[1, 1]
+    assert keys[0, 0] != keys[2, 1], "the same numbers in another band are another key"
+
+
+def test_pairs_and_clusters_by_hand() -> None:
+    import pyarrow as pa
+
+    group = pa.table({"key": pa.array([7, 5, 7, 7, 5, 9], pa.uint64()), "id": [3, 1, 4, 2, 8, 6]})
+    found = {(row["one"], row["other"]) for row in minhash.pairs(group).to_pylist()}
+    assert found == {(2, 3), (2, 4), (3, 4), (1, 8)}
+    assert minhash.clusters([0, 1, 4], [1, 2, 5], 6).tolist() == [0, 0, 0, 3, 4, 4]
+
+
+def test_similar_pairs_only_and_one_of_each_cluster_stays(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    base = " ".join(f"w{n}" for n in range(120))
+    texts = [base, base.replace("w60", "x"), "another text", base.replace("w15", "y"), "无关的文字"]
+    made = minhash.keys(pa.table({"text": texts}), NearDuplicates(kind="near_duplicates"))
+    path = str(tmp_path / "a.parquet")
+    for name in ("signature", "rank"):
+        np.save(f"{path}.{name}.npy", made[name])
+    ids = np.array(list(itertools.combinations(range(5), 2)))
+    batch = pa.table({"one": ids[:, 0], "other": ids[:, 1]})
+    similar = minhash.similar(batch, {0: path}, 0.8)
+    assert {(row["one"], row["other"]) for row in similar.to_pylist()} == {(0, 1), (0, 3), (1, 3)}
+    dropped = minhash.to_drop(similar["one"].to_numpy(), similar["other"].to_numpy(), {0: path})
+    first = min((0, 1, 3), key=lambda row: made["rank"][row])
+    assert dropped.tolist() == sorted({0, 1, 3} - {first})
+
+
+def test_units_are_compared_by_their_letters() -> None:
+    assert compared("Read  more!") == compared("read more") == "readmore"
+    assert compared("你好，世界。") == compared("你好世界")
+    assert without_units("One. Two. Three.", "sentence", {1}) == "One. Three."
+    assert without_units("one\ntwo\nthree", "line", {0, 2}) == "two"
