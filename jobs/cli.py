@@ -1,4 +1,5 @@
-"""`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`, and `rayrlhf doctor`."""
+"""`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`; and tools:
+`rayrlhf submit JOB ...` on a cluster, `rayrlhf doctor`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ JOBS = {
     "serve": "serve a model over HTTP, OpenAI's protocol",
     "pipeline": "all stages as one job, skipping finished ones",
 }
-TOOLS = {"doctor": "say what is missing on this machine and how to mend it"}
+SUBMISSION = {
+    "submit": "run a job on a cluster: submit JOB [CONFIG.yaml] [key=value ...] [--address URL]",
+    "jobs": "list a cluster's submitted jobs",
+    "logs": "show, or follow, what a job prints",
+    "stop": "end a job, resumably",
+}
+TOOLS = SUBMISSION | {"doctor": "say what is missing on this machine and how to mend it"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rayrlhf import doctor
 
         return doctor.main(rest)
+    if name in SUBMISSION:
+        from jobs import submission
+
+        return submission.main(name, rest)
     if name not in JOBS:
         near = difflib.get_close_matches(name, [*JOBS, *TOOLS], n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*JOBS, *TOOLS])}."

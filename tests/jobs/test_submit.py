@@ -32,13 +32,15 @@ class Cluster:
     environment: dict[str, str]
 
     def ray(self, *arguments: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+        return self._run([RAY, *arguments], timeout_s)
+
+    def rayrlhf(self, tool: str, *arguments: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.cli", tool, "--address", self.dashboard, *arguments]
+        return self._run(command, timeout_s)
+
+    def _run(self, command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [RAY, *arguments],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
         )
 
 
@@ -142,3 +144,68 @@ def test_a_request_without_the_token_is_refused(cluster):
         headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
     )
     assert urllib.request.urlopen(request, timeout=10).status == 200
+
+
+def test_submit_follows_a_job_to_its_end_and_names_it(cluster, tmp_path):
+    keys = ["run.name=sums", f"run.root={tmp_path}", "data.source=demo:arithmetic", "tokenizer.vocab_size=259"]
+    done = cluster.rayrlhf("submit", "prepare", *keys, "--id", "sums-1", "--env", "RAYRLHF_TEST=1", "--cpus", "0.5")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "prepare: prompts/train" in done.stdout and done.stdout.endswith("sums-1: SUCCEEDED\n")
+    assert find_stage(str(tmp_path / "sums" / "prepare")).manifest["is_final"]
+    listed = cluster.rayrlhf("jobs").stdout
+    [line] = [line for line in listed.splitlines() if line.startswith("sums-1")]
+    assert "SUCCEEDED" in line and "python -m jobs.prepare run.name=sums" in line
+    assert "prepare: prompts/train" in cluster.rayrlhf("logs", "sums-1").stdout
+    ended = cluster.rayrlhf("stop", "sums-1")
+    assert ended.returncode == 2 and "sums-1 has ended already: SUCCEEDED" in ended.stderr
+    again = cluster.rayrlhf("submit", "prepare", *keys, "--id", "sums-1")
+    assert again.returncode == 2 and "sums-1" in again.stderr
+
+
+def test_the_exit_code_and_the_error_of_a_failed_job_come_back(cluster, tmp_path):
+    keys = ["run.name=mine", f"run.root={tmp_path}", "model=/nowhere", "data.train=/nowhere.jsonl"]
+    failed = cluster.rayrlhf("submit", "sft", *keys, "--id", "fails")
+    assert failed.returncode == 2
+    assert "error: /nowhere" in failed.stdout and "fails: FAILED" in failed.stderr
+    assert cluster.rayrlhf("logs", "fails", "--follow").returncode == 2
+
+
+def test_a_job_that_runs_can_be_left_and_stopped(cluster, tmp_path):
+    keys = ["run.name=sums", f"run.root={tmp_path}", "data.source=demo:arithmetic", "tokenizer.vocab_size=259"]
+    left = cluster.rayrlhf("submit", "prepare", *keys, "--no-wait")
+    assert left.returncode == 0
+    name = left.stdout.split()[1]
+    assert name.startswith("sums-prepare-")
+    stopped = cluster.rayrlhf("stop", name)
+    assert stopped.returncode == 0 and stopped.stdout.endswith(f"{name}: STOPPED\n")
+
+
+def run_cli(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+
+SFT = ["sft", "run.name=x", "model=m", "data.train=d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["submit", "pppo"], "no job 'pppo' can be submitted; there are prepare,"),
+        (["submit", "generate", "x"], "no job 'generate' can be submitted"),
+        (["submit", "sft", "run.nam=x"], "nothing was submitted: sft refuses its configuration"),
+        (["submit", "sft", "/etc/passwd"], "/etc/passwd is outside the working directory"),
+        (["submit", *SFT, "--address", "http://far:1"], "run.root=runs is relative, but the job runs on http://far:1"),
+        (["submit", *SFT, "--adress", "far"], "unrecognized arguments: --adress"),
+        (["submit", *SFT, "--env", "x"], "--env x: write NAME=VALUE"),
+        (["jobs", "--address", "far:8265"], "--address=far:8265 is no URL"),
+        (["jobs", "--address", "http://127.0.0.1:9"], "no cluster takes jobs at http://127.0.0.1:9"),
+        (["logs"], "the following arguments are required: id"),
+    ],
+)
+def test_what_cannot_be_submitted_is_told_before_anything_is_sent(tmp_path, arguments, told):
+    done = run_cli(tmp_path, *arguments)
+    assert done.returncode == 2 and told in done.stderr
+    assert "Traceback" not in done.stderr
