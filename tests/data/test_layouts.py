@@ -294,6 +294,14 @@ def test_a_row_unlike_the_others_is_shown_with_what_was_expected(tmp_path: Path)
         sources.check(str(tmp_path / "a.jsonl"), "auto", "prompt_completion")
 
 
+def test_prompts_are_strings_or_messages_throughout(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "completion": "A"}, {"prompt": [user("Q")], "completion": "A"}]
+    for first, words in ((0, "a string in the first row"), (1, "messages in the first row")):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(rows[first - n]) + "\n" for n in range(2)))
+        with pytest.raises(DataError, match=f"line 2: mixes types: prompt is .*Q.*, {words}"):
+            sources.check(str(tmp_path / "a.jsonl"), "auto", "prompt_completion")
+
+
 def test_a_layout_can_be_stated(tmp_path: Path) -> None:
     both = {"messages": TALK, "instruction": "Q", "output": "A"}
     assert recognise([("", both)], "prompt_completion", "alpaca")(both)["messages"] == [user("Q"), assistant("A")]
