@@ -353,6 +353,10 @@ def test_arrays_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = [{"text": "ä" * n + '"],[{'} for n in range(1, 6)]
     (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     assert sources.check(str(tmp_path / "a.json")) == rows
+    monkeypatch.setattr("rayrlhf.data.json_array.MAX_ELEMENT", 50)
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {"text": "b" "c"}' + ' {"text": "d"},' * 100)
+    with pytest.raises(DataError, match="element 2 of the array is not JSON .*delimiter"):
+        sources.check(str(tmp_path / "a.json"))
 
 
 def test_an_implicit_prompt_ends_between_words() -> None:
