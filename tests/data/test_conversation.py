@@ -158,6 +158,10 @@ def test_what_a_template_refuses_is_shown_with_its_row() -> None:
     tokenizer = tokenizer_with("{{ raise_exception('roles must alternate') }}{{ messages }}")
     with pytest.raises(DataError, match="refuses a conversation of system, user: roles must alternate.*Hi there"):
         encode_prompt(tokenizer, chat(ENGLISH)[:2])
+    tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(DataError, match="refuses a conversation of user: "):
+        encode_prompt(tokenizer, "q")
+    assert end_of_turn_id(tokenizer) is None, "engines start all the same"
 
 
 def test_a_template_brings_its_end_token() -> None:
