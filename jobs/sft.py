@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: a causal LM learns to write the completions of prompt/completion rows."""
+"""Supervised fine-tuning: a causal LM learns to write the completions of prompt/completion rows, or the answers
+in conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
 
 
 class SFTConfig(FineTuneConfig):
-    """Supervised fine-tuning of a causal LM on prompt/completion rows."""
+    """Supervised fine-tuning of a causal LM on prompt/completion rows or conversations."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -82,6 +82,18 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
+def two_ends(tokenizer: Any) -> str:
+    """A note where answers of conversations and those of other rows would end with different tokens; "" else."""
+    end = end_of_turn_id(tokenizer)
+    if end in (None, tokenizer.eos_token_id):
+        return ""
+    return (
+        f"the chat template ends answers with {tokenizer.convert_ids_to_tokens(end)!r}, and the tokenizer's end token "
+        f"is {tokenizer.eos_token!r}: conversations are learnt with the first, other rows with the second. Give the "
+        "template as chat_template, or another eos_token, to make them one"
+    )
+
+
 def _answer(tokenizer: Any, messages: list[Message], before: str) -> tuple[str, str]:
     """What the model is to write after `before`: (the last message's content with all that the template puts in
     front of it, the end)."""

@@ -50,6 +50,11 @@ class Reading:
             raise ValueError(problem(row, self.kind))
         row = renamed(row, self.columns)
         found = self._read(row)
+        if self.gives and "prompt" in found and isinstance(found["prompt"], list) != self.is_chat:
+            raise ValueError(
+                f"mixes types: prompt is {shortened(found['prompt'])}, {'messages' if self.is_chat else 'a string'} in "
+                "the first row. Make it strings, or messages, throughout"
+            )
         if self.with_extras:
             found[EXTRAS] = json.dumps(self._extras(row), ensure_ascii=False, sort_keys=True, default=str)
         return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 CHUNK_BYTES = 1 << 20
+MAX_ELEMENT = 1 << 28  # characters; what is not JSON by then never will be
 _BETWEEN = " \t\r\n"
 
 
@@ -40,7 +41,7 @@ def objects(file: IO[bytes]) -> Iterator[tuple[int, str]]:
                     raise json.JSONDecodeError("an object is expected", held, start)
                 _, end = scanner.raw_decode(held, start)
             except json.JSONDecodeError as error:
-                if chunk:
+                if chunk and len(held) - start < MAX_ELEMENT:
                     break  # the element may go on in the next chunk
                 shown = held[start : start + 80]
                 raise ValueError(f"element {number + 1} of the array is not JSON ({error.msg}): {shown!r}") from error

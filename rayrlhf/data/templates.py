@@ -48,7 +48,13 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], is_prompt: bool = F
 
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt))
-    except TemplateError as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:  # what is in a template may raise
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template refuses a conversation of {roles}: {error}. The row: {shortened(messages)}"

@@ -61,6 +61,7 @@ def fit(
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.data.chat_templates import template_text, with_template
+    from rayrlhf.data.conversation import two_ends
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.training.losses import LOSSES
     from rayrlhf.training.supervised import Stage
@@ -73,6 +74,9 @@ def fit(
     template = None if chat_template is None else template_text(chat_template)
     if template is not None:
         tokenizer = with_template(tokenizer, template, str(chat_template))
+    note = two_ends(tokenizer) if kind != "text" else ""
+    if note:
+        print(f"{name}: {note}", flush=True)
     loss = loss or LOSSES[kind]
     complete = partial(_complete, train=train, loss=loss, reference=reference, derive=derive)
     rows, counts, mixture = _rows(kind, data, train, tokenizer, run.seed, complete)

@@ -8,7 +8,7 @@ import pytest
 
 from rayrlhf.data import chat_templates
 from rayrlhf.data.chat_templates import CHATML, LLAMA3, ROLES, template_text, with_template
-from rayrlhf.data.conversation import encode_conversation, end_of_turn, end_of_turn_id
+from rayrlhf.data.conversation import encode_conversation, end_of_turn, end_of_turn_id, two_ends
 from rayrlhf.data.templates import encode_completion, encode_prompt, rendered, token_ids
 from rayrlhf.errors import ConfigError, DataError
 from tests.conftest import byte_tokenizer
@@ -158,6 +158,10 @@ def test_what_a_template_refuses_is_shown_with_its_row() -> None:
     tokenizer = tokenizer_with("{{ raise_exception('roles must alternate') }}{{ messages }}")
     with pytest.raises(DataError, match="refuses a conversation of system, user: roles must alternate.*Hi there"):
         encode_prompt(tokenizer, chat(ENGLISH)[:2])
+    tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(DataError, match="refuses a conversation of user: "):
+        encode_prompt(tokenizer, "q")
+    assert end_of_turn_id(tokenizer) is None, "engines start all the same"
 
 
 def test_a_template_brings_its_end_token() -> None:
@@ -166,7 +170,9 @@ def test_a_template_brings_its_end_token() -> None:
         assert (tokenizer.eos_token, tokenizer.chat_template) == (end, text)
         assert end_of_turn(tokenizer) == end and end_of_turn_id(tokenizer) == tokenizer.eos_token_id
         assert tokenizer.decode(encode_completion(tokenizer, "a")) == f"a{end}"
-    assert end_of_turn(tokenizer_with(None)) == ""
+        assert two_ends(tokenizer) == ""
+    assert end_of_turn(tokenizer_with(None)) == "" == two_ends(tokenizer_with(None))
+    assert "ends answers with '<|im_end|>', and the tokenizer's end token is '</s>'" in two_ends(tokenizer_with(CHATML))
 
 
 def test_templates_by_name_and_from_files(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ def spoilt(prompts: list[str], responses: list[str]) -> list[float]:
 def known(
     prompts: list[str], responses: list[str], reference: list[str], data_source: list[str] | None = None
 ) -> list[float]:
-    """The same, for prompts "number N ..." whose reference is N; ValueError where one has another's."""
+    """The same, for prompts "... number N ..." whose reference is N; ValueError where one has another's."""
     for row, (prompt, number) in enumerate(zip(prompts, reference, strict=True)):
-        if f"number {number} " not in prompt or (data_source is not None and data_source[row] != f"source {number}"):
+        if prompt.split("number ")[1].split()[0] != number or (
+            data_source is not None and data_source[row] != f"source {number}"
+        ):
             raise ValueError(f"{prompt!r} came with the reference {number!r} of {data_source and data_source[row]!r}")
     return vowels(prompts, responses)

@@ -173,9 +173,9 @@ def test_mistakes(config, tiny_model, foreign_model_folder, tmp_path) -> None:
 
 
 def numbered(prompts: str, folder: Path) -> str:
-    """The prompts "number N ..." with a column `number`."""
+    """The prompts "... number N" with a column `number`."""
     rows = [json.loads(line) for line in Path(prompts).read_text().splitlines()]
-    rows = [row | {"number": row["prompt"].split()[1]} for row in rows]
+    rows = [row | {"number": row["prompt"].split()[-1]} for row in rows]
     (folder / "numbered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "numbered.jsonl")
 
