@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,8 @@ def test_what_no_stage_could_do_is_refused_before_the_first(override, words):
 
 def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, monkeypatch):
     text = (ROOT / "docs/your_data.md").read_text()
-    chat, block = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    chat, block = [one for one in blocks if one.startswith("run:")]
     row = {"prompt": "a", "completion": " b", "chosen": " c", "rejected": " d"}
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(block)
@@ -121,6 +123,12 @@ def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, m
     config = load(pipeline.PipelineConfig, "mine.yaml", [])
     pipeline.check(config)
     assert list(pipeline.plan(config)) == list(config.stages) == ["sft", "reward_model", "ppo", "evaluate"]
+    (mixed,) = [one for one in blocks if one.startswith("data:")]
+    (made,) = [one for one in blocks if one.startswith("prepare:")]
+    Path("parts.yaml").write_text(f"run: {{name: mine}}\n{made}pretrain:\n" + textwrap.indent(mixed, "  "))
+    more = "pretrain.model={hidden: 64, layers: 1, heads: 2, kv_heads: 2, intermediate: 64, context: 512}"
+    parts = load(pipeline.PipelineConfig, "parts.yaml", [more])
+    assert len(parts.pretrain.data.sources) == 3 and parts.prepare.tokenizer.vocab_size == 32_000
 
     Path("chat.yaml").write_text(chat)
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]

@@ -54,7 +54,7 @@ def assert_invariants(rows: dict[int, dict[str, float]]) -> None:
     assert rows[2]["objective/kl_token_max_abs"] > 1e-6, "and not after it"
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3", "gpt2"))])
 def test_ppo_trains_publishes_and_saves(kind, tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
