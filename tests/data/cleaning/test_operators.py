@@ -135,7 +135,7 @@ def test_characters() -> None:
         ("max_symbols", 0.1, "ab ###", "symbols"),
         ("max_digits", 0.3, "a 123", "digits"),
         ("min_letter_words", 0.8, "a b 1 2", "letter_words"),
-        ("max_bullet_lines", 0.9, "- a\n• b\n", "bullet_lines"),
+        ("max_bullet_lines", 0.9, "- a\n \n• b\n", "bullet_lines"),
         ("max_ellipsis_lines", 0.3, "a...\nb…\nc", "ellipsis_lines"),
     ):
         assert run("characters", text, **(free | {key: value})) == f"[{reason}]"
