@@ -258,6 +258,47 @@ def test_a_causal_model_judges(ray_local: None, tiny_model: Callable[[str], str]
         prepare.check(config.model_copy(update={"clean": _steps(given | {"max_perplexity": 9, "max_tokens": 512})}))
 
 
+def test_what_bounds_the_causal_model_s_memory(tiny_model: Callable[[str], str]) -> None:
+    from rayrlhf.data.cleaning.causal_perplexity import Scorer
+    from rayrlhf.data.cleaning.config import CausalPerplexity
+    from rayrlhf.data.cleaning.operators import check
+
+    step = CausalPerplexity(kind="causal_perplexity", model=tiny_model("llama"), max_perplexity=9, max_tokens=16)
+    texts = ["one", "a longer text than one", "", "two"]
+    whole = Scorer(step).perplexities(texts)
+    cut = Scorer(step.model_copy(update={"microbatch_tokens": 16})).perplexities(texts)
+    assert cut == pytest.approx(whole, rel=1e-4) and whole[2] == 1.0
+    with pytest.raises(ConfigError, match="max_tokens=16 does not fit microbatch_tokens=8"):
+        check([step.model_copy(update={"microbatch_tokens": 8})])
+
+
+def test_the_classifier_s_passes_rate_and_share(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayrlhf.data.cleaning import classifier
+
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} text {n}" for n in range(100)))
+    seen: dict[str, Any] = {}
+
+    def fit(model: Any, rows: Any, share_good: float, lr: float) -> None:
+        seen.update(rows=list(rows), share_good=share_good, lr=lr)
+
+    monkeypatch.setattr(classifier, "fit", fit)
+    config = quality_classifier.QualityClassifierConfig(
+        run=RunConfig(name="x", root=str(tmp_path)), good=str(tmp_path / "good.txt"), bad=str(tmp_path / "bad.txt"),
+        epochs=2, lr=0.25, validation_share=0.4, bits=8,
+    )  # fmt: skip
+    metrics = quality_classifier._learn(config, classifier.Classifier(classifier.Features(8, 1, 1)))
+    once = metrics["data/good_rows"] + metrics["data/bad_rows"]
+    assert len(seen["rows"]) == 2 * once and once + metrics["data/validation_rows"] == 200
+    assert 50 < metrics["data/validation_rows"] < 110 and seen["lr"] == 0.25
+    assert seen["share_good"] == metrics["data/good_rows"] / once
+    first = seen["rows"][: int(once)]
+    assert set(first) == set(seen["rows"][int(once) :]) and first != seen["rows"][int(once) :], "shuffled anew"
+    assert metrics["eval/auc"] == 0.5, "nothing was learned"
+
+
 def _slow_perplexity(scorer: Any, text: str, max_tokens: int) -> float:
     import torch
 

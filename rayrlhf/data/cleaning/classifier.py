@@ -35,10 +35,9 @@ class Features:
         """The places of the weights of `text`, each once."""
         text = text[:CHARS]
         words = token_hashes(tokens(text))
-        # a length's own offset: a word and a character must not be the same feature
-        parts = [ngram_hashes(words, n) + np.uint64(n) for n in range(1, self.word_ngram + 1)]
+        parts = [ngram_hashes(words, n) for n in range(1, self.word_ngram + 1)]
         chars = character_hashes(text)
-        parts += [ngram_hashes(chars, n) + np.uint64(100 + n) for n in range(2, self.char_ngram + 1)]
+        parts += [ngram_hashes(chars, n) for n in range(2, self.char_ngram + 1)]
         return np.unique(np.concatenate(parts) >> np.uint64(64 - self.bits)).astype(np.int64)
 
 

@@ -102,6 +102,14 @@ def test_a_step_of_the_classifier_follows_the_gradient() -> None:
     assert model.score("one two") == pytest.approx(1 / (1 + math.exp(-(0.1 + 0.2 / math.sqrt(2)))), rel=1e-3)
 
 
+def test_a_class_s_weight_scales_its_slope() -> None:
+    even, heavy = (classifier.Classifier(classifier.Features(10, 1, 1)) for _ in range(2))
+    for weight, model in ((1.0, even), (4.0, heavy)):
+        model.learn("one", True, 1.0, 0.1)
+        model.learn("one", True, weight, 0.1)
+    assert heavy.weights.max() > even.weights.max() * 1.1, "AdaGrad's first step has no scale, later ones have"
+
+
 def test_the_area_under_the_curve() -> None:
     assert classifier.area([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == (1 + 1 + 1 + 0.5) / 4
 
@@ -163,6 +171,8 @@ def test_signatures_estimate_the_similarity() -> None:
     one, other = " ".join(words[:250]), " ".join(words[50:])
     signatures = minhash.signatures([one, other, one, "", "!"], 3, 256)
     assert (signatures[0] == signatures[2]).all() and not (signatures[3] == signatures[4]).all()
+    short = minhash.signatures(["One, two!", "one two"], 5, 64)
+    assert (short[0] == short[1]).all(), "fewer words than an n-gram: all of them"
     wanted = jaccard(one, other, 3)
     assert wanted == 198 / 298
     assert (signatures[0] == signatures[1]).mean() == pytest.approx(wanted, abs=0.09)
