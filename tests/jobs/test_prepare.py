@@ -230,6 +230,7 @@ def test_models_of_quality_are_trained_and_used(ray_local: None, tmp_path: Path)
         )  # noqa: E501
 
 
+@pytest.mark.slow
 def test_a_causal_model_judges(ray_local: None, tiny_model: Callable[[str], str], tmp_path: Path) -> None:
     from rayrlhf.data.cleaning.causal_perplexity import Scorer
     from rayrlhf.data.cleaning.config import CausalPerplexity
@@ -266,6 +267,7 @@ def test_what_bounds_the_causal_model_s_memory(tiny_model: Callable[[str], str])
     step = CausalPerplexity(kind="causal_perplexity", model=tiny_model("llama"), max_perplexity=9, max_tokens=16)
     texts = ["one", "a longer text than one", "", "two"]
     whole = Scorer(step).perplexities(texts)
+    assert whole[:2] == pytest.approx([_slow_perplexity(Scorer(step), text, 16) for text in texts[:2]], rel=1e-4)
     cut = Scorer(step.model_copy(update={"microbatch_tokens": 16})).perplexities(texts)
     assert cut == pytest.approx(whole, rel=1e-4) and whole[2] == 1.0
     with pytest.raises(ConfigError, match="max_tokens=16 does not fit microbatch_tokens=8"):
