@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in SUBMISSION:
         from jobs import submission
 
-        return submission.main(name, rest)
+        return submission.run(name, rest)
     if name not in JOBS:
         near = difflib.get_close_matches(name, [*JOBS, *TOOLS], n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*JOBS, *TOOLS])}."

@@ -37,7 +37,7 @@ EXCLUDED = ["/.git", "/.venv", "/runs", "__pycache__", "/.mypy_cache", "/.ruff_c
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def main(tool: str, argv: Sequence[str]) -> int:
+def run(tool: str, argv: Sequence[str]) -> int:
     """`submit`, `jobs`, `logs` or `stop`; returns the exit code (of `submit` and `logs --follow`: 0 where the
     job succeeded)."""
     try:

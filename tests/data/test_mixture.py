@@ -24,7 +24,7 @@ def made(data: DataConfig, counts: list[int], blocks: int) -> mixture.Mixture:
     for number, count in enumerate(counts):
         items = [{"id": [number, n]} for n in range(count)]
         rows.append(ray_data.from_items(items[:: 1 if blocks == 1 else -1], override_num_blocks=blocks).materialize())
-    return mixture.Mixture(parts(data, counts), rows)
+    return mixture.Mixture(parts(data, counts), rows, {})
 
 
 def test_shares_of_every_pass_and_all_rows_before_one_comes_again(ray_local: None) -> None:

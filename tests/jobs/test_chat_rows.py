@@ -91,7 +91,7 @@ def test_every_key_of_the_data_reaches_the_rows(tmp_path) -> None:
 
     def made(**more: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
         data = config.model_copy(update=more)
-        found, counts = _rows("prompt_completion", data, TrainConfig(minibatch=1), tokenizer, 0, lambda ds: ds)
+        found, counts, _ = _rows("prompt_completion", data, TrainConfig(minibatch=1), tokenizer, 0, lambda ds: ds)
         return found["train"].take_all(), counts
 
     last, counts = made()

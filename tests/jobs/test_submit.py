@@ -166,7 +166,7 @@ def test_the_exit_code_and_the_error_of_a_failed_job_come_back(cluster, tmp_path
     keys = ["run.name=mine", f"run.root={tmp_path}", "model=/nowhere", "data.train=/nowhere.jsonl"]
     failed = cluster.rayrlhf("submit", "sft", *keys, "--id", "fails")
     assert failed.returncode == 2
-    assert "error: /nowhere" in failed.stdout and "fails: FAILED" in failed.stderr
+    assert "Give a stage directory" in failed.stdout and "fails: FAILED" in failed.stderr
     assert cluster.rayrlhf("logs", "fails", "--follow").returncode == 2
 
 
