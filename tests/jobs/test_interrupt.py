@@ -61,6 +61,7 @@ def assert_nothing_left(ray_folder: Path) -> None:
     raise AssertionError(left(ray_folder))
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder):
     job = start(ray_folder, "pipeline", SHORT, f"run.root={tmp_path}")
     assert job.stdout is not None

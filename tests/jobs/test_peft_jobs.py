@@ -90,6 +90,7 @@ def ppo_config(root: Path, model: str, reward: str, prompts: str, **more: Any) -
     return load(PPOConfig, None, overrides(root, model, reward, prompts, **PEFT | more))
 
 
+@pytest.mark.slow
 def test_ppo_with_adapters_needs_no_reference_actor(tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
     """Two steps; that vLLM has the merged weights is what `sync/logprob_gap` tells in `assert_invariants`."""
     base, reward = tiny_model("llama"), reward_folder("llama")

@@ -53,6 +53,7 @@ def _rows(stage: Path, kind: str, split: str) -> list[dict]:
     return pd.dataset(stage / "state" / kind / split).to_table().to_pylist()
 
 
+@pytest.mark.slow
 def test_the_demo_s_stage(ray_local: None, snippets: list[str], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -190,6 +191,7 @@ def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -
     assert stage.manifest["metrics"]["data/clean_too_short"] == 1.0
 
 
+@pytest.mark.slow
 def test_models_of_quality_are_trained_and_used(ray_local: None, tmp_path: Path) -> None:
     good = [
         f"The committee of town {n} met on Monday, and its members agreed that the plan was good." for n in range(80)

@@ -162,6 +162,7 @@ def test_submit_follows_a_job_to_its_end_and_names_it(cluster, tmp_path):
     assert again.returncode == 2 and "sums-1" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_exit_code_and_the_error_of_a_failed_job_come_back(cluster, tmp_path):
     keys = ["run.name=mine", f"run.root={tmp_path}", "model=/nowhere", "data.train=/nowhere.jsonl"]
     failed = cluster.rayrlhf("submit", "sft", *keys, "--id", "fails")
@@ -170,6 +171,7 @@ def test_the_exit_code_and_the_error_of_a_failed_job_come_back(cluster, tmp_path
     assert cluster.rayrlhf("logs", "fails", "--follow").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_can_be_left_and_stopped(cluster, tmp_path):
     keys = ["run.name=sums", f"run.root={tmp_path}", "data.source=demo:arithmetic", "tokenizer.vocab_size=259"]
     left = cluster.rayrlhf("submit", "prepare", *keys, "--no-wait")

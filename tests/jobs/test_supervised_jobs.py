@@ -109,7 +109,8 @@ def compare(first: str, second: str, tolerance: float) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("kind", ["qwen3", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_any_causal_lm_becomes_sft_and_reward_model(
     kind: str, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def demonstration_mean(folder: str, path: str) -> float:
     return float(torch.cat(scores).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_dpo_starts_at_the_reference_and_learns_the_preference(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
@@ -242,7 +244,8 @@ def test_ipo_against_another_reference_starts_at_the_margin_between_the_two(
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("paired", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("paired", [False, True])
 def test_kto_starts_at_the_reference_and_learns_the_labels(
     paired: bool, tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
 ) -> None:
