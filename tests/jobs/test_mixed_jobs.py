@@ -45,6 +45,8 @@ def weights_of(stage: Path) -> dict[str, torch.Tensor]:
     return load_file(Path(find_stage(str(stage)).model_dir) / "model.safetensors")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_local")
 def test_a_packed_mixture_is_the_same_with_two_workers_and_goes_on_exactly(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
