@@ -71,7 +71,7 @@ def main(run: Path, command: str) -> None:
     print(f"wrote {path}")
     for label, (stage, metric, form) in ROWS.items():
         metrics = summary["stages"].get(stage, {}).get("metrics", {})
-        if metric in metrics:
+        if metrics.get(metric) is not None:
             print(f"| {label} | {form.format(metrics[metric])} |")
     for name, value in invariants.items():
         print(f"| largest {name} | {value:.1e} |")
