@@ -1,6 +1,7 @@
 """`rayrlhf serve`: a model behind OpenAI's protocol, on real Ray Serve and real vLLM."""
 
 import socket
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -134,8 +135,10 @@ def test_a_replica_that_cannot_start_is_reported(tiny_model, ray_local, tmp_path
 
 
 @pytest.mark.slow
-def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp_path, ray_local) -> None:
-    """A stage saves the end of its template in generation_config.json; here it is the first byte of the answer."""
+def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp_path, server) -> None:
+    """A stage saves the end of its template in generation_config.json; here it is the first byte of the answer.
+
+    On the port of the module's server, which it takes down: Ray Serve keeps the port that it was started with."""
     from transformers import AutoTokenizer
 
     from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end
@@ -150,8 +153,10 @@ def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", mark)
     set_end(model, tokenizer)
     save(model, tokenizer, str(tmp_path))
-    config = serve.ServeConfig(model=str(tmp_path), name="ends", port=free_port(), kv_cache_gib=0.05, max_model_len=100)
-    serve.check(config)
+    serve.stop()
+    config = serve.ServeConfig(
+        model=str(tmp_path), name="ends", port=urlsplit(server[0]).port, kv_cache_gib=0.05, max_model_len=100
+    )
     try:
         found = serve.ask(serve.start(config), "ends", "The movie", max_tokens=24)
     finally:
