@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -73,13 +72,12 @@ def submit(argv: Sequence[str]) -> int:
     parser.add_argument("--cpus", type=float, help="CPUs that the job's own process reserves (default 0)")
     parser.add_argument("--gpus", type=float, help="GPUs that it reserves (default 0)")
     given = parser.parse_intermixed_args(argv)
-    address = _address(given.address)
+    address, variables = _address(given.address), dict(_variable(text) for text in given.env)
     run = _checked(given.job, given.arguments)
-    arguments = given.arguments + _absolute_root(run.get("root"), address)
+    _check_root(run.get("root"), address)
     name = given.id or "-".join(filter(None, [run.get("name"), given.job, time.strftime("%m%d-%H%M%S")]))
-    variables = dict(_variable(text) for text in given.env)
     client = connect(address)
-    entrypoint = shlex.join(["python", "-m", f"jobs.{given.job}", *arguments])
+    entrypoint = shlex.join(["python", "-m", f"jobs.{given.job}", *given.arguments])
     try:
         client.submit_job(
             entrypoint=entrypoint,
@@ -183,15 +181,14 @@ def _checked(job: str, arguments: list[str]) -> dict[str, Any]:
     return (yaml.safe_load(printed.getvalue()) or {}).get("run") or {}
 
 
-def _absolute_root(root: str | None, address: str) -> list[str]:
-    """Overrides that make a relative run root absolute, where the cluster is on this machine."""
+def _check_root(root: str | None, address: str) -> None:
+    """As the job itself would refuse it.  That an address is this machine's says nothing of where the cluster is: it
+    may be a tunnel's end."""
     if root is None or "://" in root or Path(root).is_absolute():
-        return []
-    if urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1"):
-        return [f"run.root={Path(root).absolute()}"]
+        return
     raise ConfigError(
         f"run.root={root} is relative, but the job runs on {address} in a temporary copy of this directory: set it "
-        "to a path or URI on storage that every node sees"
+        "to a path or URI on storage that every node sees; for a cluster on this machine run.root=$PWD/runs"
     )
 
 
@@ -210,7 +207,10 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
             print(lines, end="", flush=True)
 
     try:
-        asyncio.run(tail())
+        try:
+            asyncio.run(tail())
+        except (RuntimeError, OSError) as error:
+            complain(f"the stream of {name}'s logs was cut ({error}); the job goes on, and is waited for", "warning")
         while (job := _job(client, name)).status.value not in TERMINAL:
             time.sleep(0.2)
     except KeyboardInterrupt:

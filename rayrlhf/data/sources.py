@@ -59,7 +59,7 @@ def read(
     settle()
     files = _files(path, format)
     reading = recognise(_sample(files, kind), kind, layout, columns, with_extras)
-    where: dict[str, Any] = {} if _is_local(files.filesystem) else {"filesystem": files.filesystem}
+    where: dict[str, Any] = {} if is_local(files.filesystem) else {"filesystem": files.filesystem}
     if files.format in ("jsonl", "text"):
         from rayrlhf.data.lines import Lines
 
@@ -83,7 +83,7 @@ def check(
     """The first rows at `path`, as `read` will give them, without Ray; of a hub set none.  DataError when it is
     missing, empty or of the wrong form."""
     if path.startswith(HUB):
-        _hub_name(path)
+        hub_name(path)
         return []
     files = resolve(path, format)
     sample = _sample(files, kind)
@@ -101,7 +101,7 @@ def _sample(files: Files, kind: str) -> list[tuple[str, Any]]:
     """The first rows, each with its file and place."""
     rows: list[tuple[str, Any]] = []
     for name in files.paths:
-        rows += itertools.islice(_first_rows(files, name, kind), SAMPLE_ROWS - len(rows))
+        rows += itertools.islice(first_rows(files, name, kind), SAMPLE_ROWS - len(rows))
         if len(rows) >= SAMPLE_ROWS:
             break
     return rows
@@ -109,7 +109,7 @@ def _sample(files: Files, kind: str) -> list[tuple[str, Any]]:
 
 def _files(path: str, format: str) -> Files:
     """`resolve`, and for a hub set the file in the cache that holds it."""
-    return resolve(_hub(path), "parquet") if path.startswith(HUB) else resolve(path, format)
+    return resolve(hub_file(path), "parquet") if path.startswith(HUB) else resolve(path, format)
 
 
 def resolve(path: str, format: str) -> Files:
@@ -144,7 +144,7 @@ def _format(path: str, paths: list[str]) -> str:
     return formats.pop()
 
 
-def _is_local(filesystem: Any) -> bool:
+def is_local(filesystem: Any) -> bool:
     protocol = filesystem.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
@@ -202,10 +202,10 @@ def _csv_options(files: Files) -> dict[str, Any]:
     }
 
 
-def _first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
+def first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
     """(file and place, row) of one file as it stands there, without Ray."""
     if files.format == "parquet":
-        yield from _parquet_rows(files, name)
+        yield from parquet_rows(files, name)
         return
     with files.filesystem.open(name, "rb") as file:
         if files.format == "csv":
@@ -219,7 +219,7 @@ def _first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]
         yield from ((f"{name}, line {number}:", row) for number, row in parsed_lines(file, name, parse))
 
 
-def _parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
+def parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -231,18 +231,18 @@ def _parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{name} is not a Parquet file: {error}") from error
 
 
-def _hub_name(path: str) -> tuple[str, str]:
+def hub_name(path: str) -> tuple[str, str]:
     name, _, split = path[len(HUB) :].partition(":")
     if not name:
         raise DataError(f"{path!r} names no data set: write hf://name or hf://name:split")
     return name, split or "train"
 
 
-def _hub(path: str) -> str:
+def hub_file(path: str) -> str:
     """The set in the cache as one Parquet file, so that it streams like any other; downloaded once."""
     import datasets
 
-    name, split = _hub_name(path)
+    name, split = hub_name(path)
     try:
         loaded = datasets.load_dataset(name, split=split)
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, those of splits ValueErrors

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf.data.rows import problem, shortened
+from rayrlhf.data.rows import from_json, problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,11 +50,11 @@ def read(path: str, reading: Reading) -> Dataset:
     settle()
     mark = partial(_marked, where=path, max_bytes=reading.max_row_bytes)
     if path.startswith(sources.HUB):
-        rows = data.read_parquet(sources._hub(path))
+        rows = data.read_parquet(sources.hub_file(path))
         return rows.map_batches(mark, batch_format="pyarrow", zero_copy_batch=True)
     files = sources.resolve(path, reading.format)
     if files.format == "parquet":
-        where: dict[str, Any] = {} if sources._is_local(files.filesystem) else {"filesystem": files.filesystem}
+        where: dict[str, Any] = {} if sources.is_local(files.filesystem) else {"filesystem": files.filesystem}
         rows = data.read_parquet(files.paths, include_paths=True, **where)
         return rows.map_batches(mark, batch_format="pyarrow", zero_copy_batch=True)
     items = ranges(files)
@@ -69,7 +69,7 @@ def check(path: str, reading: Reading, max_bad_rows: int) -> None:
     from rayrlhf.errors import DataError
 
     if path.startswith(sources.HUB):
-        sources._hub_name(path)
+        sources.hub_name(path)
         return
     files = sources.resolve(path, reading.format)
     if files.format == "parquet" and reading.encoding != "utf-8":
@@ -104,7 +104,7 @@ def plain_rows(path: str) -> Iterator[Any]:
     files = sources.resolve(path, "auto")
     for name in files.paths:
         if files.format != "jsonl":
-            yield from (row for _, row in sources._first_rows(files, name, "text"))
+            yield from (row for _, row in sources.first_rows(files, name, "text"))
             continue
         where = name
         try:
@@ -159,9 +159,7 @@ def lines(file: Any, start: int, stop: int, max_bytes: int) -> Iterator[tuple[in
 def parse_json(line: str) -> str:
     """The text of a line; ValueError says what is wrong with it."""
     try:
-        row = json.loads(line, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1}); give one object a line") from error
+        row = from_json(line)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     wrong = problem(row, "text")
@@ -169,15 +167,6 @@ def parse_json(line: str) -> str:
         raise ValueError(wrong)
     text: str = row["text"]
     return text
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"has the key {twice!r} more than once: {shortened(str(pairs))}")
-    return row
 
 
 def _read_parts(batch: pa.Table, files: Any, reading: Reading) -> Iterator[pa.Table]:
@@ -250,7 +239,7 @@ def _all_rows(files: Any, reading: Reading) -> Iterator[Read]:
             yield from _part(files, reading, **part)
         return
     for name in files.paths:
-        for place, row in sources._parquet_rows(files, name):
+        for place, row in sources.parquet_rows(files, name):
             wrong = problem(row, "text")
             yield ("", f"{name}, {place} {wrong}") if wrong else (row["text"], None)
 
