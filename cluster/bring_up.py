@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +42,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 _GIB = 2**30
+_READER = "iter_threaded"  # the threads of `iter_batches`, as Ray Data names them
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for a submitted job's driver
 
 
@@ -84,7 +87,17 @@ def disconnect() -> None:
     """Leaves the cluster; a local one is stopped with all its processes."""
     import ray
 
+    _wait_for_readers()
     ray.shutdown()
+
+
+def _wait_for_readers(timeout_s: float = 5.0) -> None:
+    """Ray Data reads ahead in threads that end a moment after their iterator is closed.  One that touches its blocks
+    after Ray has gone ends the whole process at once: no message, a wrong exit code, Ray's processes left behind."""
+    deadline = time.monotonic() + timeout_s
+    for thread in threading.enumerate():
+        if thread.name == _READER:
+            thread.join(max(deadline - time.monotonic(), 0))
 
 
 def nodes() -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,10 +218,22 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         for roles in plans.values():
             fits(roles, bring_up.nodes())
         job.run(config)
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Closes what the frames that `error` left still hold, such as a half-read data set, while Ray is there."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _is_finished(name: str, config: Any, parents: dict[str, str]) -> bool:

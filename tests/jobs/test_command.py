@@ -320,3 +320,27 @@ def test_a_dry_run_says_what_would_become_of_the_stage(calls, tmp_path, capsys):
     replaced = said("cpus=2", "run.when_changed=replace")
     assert replaced == "job: was made from other inputs (cpus: 1.0 -> 2.0): would be replaced"
     assert job(calls, *given, "cpus=2", parents=lambda config: {}) == 2, "as the run itself would be"
+
+
+def test_what_a_failed_run_still_reads_is_closed_before_the_cluster_is_left(monkeypatch):
+    # Ray Data's reading threads would go on, and end the process at once where Ray has gone
+    events: list[str] = []
+
+    def rows():
+        try:
+            yield from range(10)
+        finally:
+            events.append("closed")
+
+    def run(config: Config) -> None:
+        kept = rows()
+        try:
+            raise ValueError(f"row {next(kept)}")
+        except ValueError as error:
+            raise DataError("the first row is wrong") from error
+
+    monkeypatch.setattr(bring_up, "connect", lambda: events.append("connected"))
+    monkeypatch.setattr(bring_up, "disconnect", lambda: events.append("left"))
+    monkeypatch.setattr(bring_up, "nodes", lambda: [{"CPU": 4.0, "memory": 2.0**34}])
+    assert command.main("job", Config, nothing, plan, run, []) == 2
+    assert events == ["connected", "closed", "left"]

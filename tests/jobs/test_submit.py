@@ -75,6 +75,7 @@ def cluster() -> Iterator[Cluster]:
         "--object-store-memory=268435456",
         "--dashboard-host=127.0.0.1",
         f"--temp-dir={temporary}",
+        f"--dashboard-agent-listen-port={free_port()}",  # it starts jobs; the usual port is another Ray's too
     ]
     head = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -83,11 +84,13 @@ def cluster() -> Iterator[Cluster]:
     try:
         for _ in range(120):
             # the agent that starts jobs is ready some seconds after the dashboard
-            probe = made.ray("job", "submit", "--no-wait", "--address", made.dashboard, "--", "true")
+            probe = made.ray("job", "submit", "--no-wait", "--address", made.dashboard, "--", "true", timeout_s=90)
             if probe.returncode == 0:
                 break
             assert head.poll() is None, "ray start ended"
             time.sleep(0.5)
+        else:
+            raise AssertionError(probe.stdout + probe.stderr)
         yield made
     finally:
         for process in psutil.process_iter():
