@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,11 @@ class SamplingConfig(Section):
 
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits, in sampling and in training.")
     max_new_tokens: int = Field(default=48, ge=1, description="Longest response, in tokens with its end token.")
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Texts that end a response too, besides those of the model's generation_config.json; they are "
+        "part of it, as the end token is.",
+    )
 
     @property
     def is_greedy(self) -> bool:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -31,6 +31,9 @@ class GenerateConfig(Section):
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer in tokens")
     temperature: float = Field(default=1.0, ge=0, description="divides the logits; 0 takes the likeliest token")
     num_samples: int = Field(default=1, ge=1, description="answers to each prompt")
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end an answer too, besides those of the model's generation_config.json"
+    )
     seed: int = Field(default=0, ge=0, description="of the sampling; the same prompts get the same answers")
 
 
@@ -53,12 +56,13 @@ class Generator:
 
         from actors.engines.base import end_tokens
         from rayrlhf.models.adapters import with_virtual_tokens
-        from rayrlhf.models.causal_lm import check_folder, load_causal_lm, load_tokenizer
+        from rayrlhf.models.causal_lm import check_folder, load_causal_lm, load_tokenizer, stop_strings
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # transformers imports DeepSpeed, which otherwise looks for one and says so on standard output
         os.environ.setdefault("DS_ACCELERATOR", self.device)
         self.tokenizer, self.ends = load_tokenizer(folder), end_tokens(folder)
+        self.stops = list(dict.fromkeys([*stop_strings(folder), *config.stop_strings]))
         model: Any = load_causal_lm(folder)
         model, num_virtual_tokens = with_virtual_tokens(model, virtual_tokens(config.model))
         self.config, self.context = config, check_folder(folder) - num_virtual_tokens
@@ -66,7 +70,7 @@ class Generator:
         torch.manual_seed(config.seed)
 
     def answers(self, prompt: str) -> list[str]:
-        """`num_samples` responses without special tokens.
+        """`num_samples` responses without special tokens, each up to the first of the stop strings.
 
         Raises ConfigError when prompt and response would exceed the context.
         """
@@ -89,9 +93,12 @@ class Generator:
                 do_sample=is_sampled,
                 eos_token_id=self.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
+                stop_strings=self.stops or None,
+                tokenizer=self.tokenizer,
                 **(sampling if is_sampled else {}),
             )
-        return self.tokenizer.batch_decode(found[:, len(tokens) :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(found[:, len(tokens) :], skip_special_tokens=True)
+        return [text[: min((text.find(stop) for stop in self.stops if stop in text), default=None)] for text in texts]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

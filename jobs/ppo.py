@@ -470,6 +470,7 @@ def learner_arguments(config: PPOConfig, role: str) -> dict[str, Any]:
         "normaliser": config.normaliser,
         "normaliser_constant": config.policy.normaliser_constant or float(config.sampling.max_new_tokens),
         "kl_kind": algorithm.kl_kind,
+        "stop_strings": config.sampling.stop_strings,
     }
 
 

@@ -94,6 +94,7 @@ def llm_settings(config: ServeConfig) -> dict[str, Any]:
         engine["max_model_len"] = config.max_model_len
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": config.name, "model_source": model_folder(config.model)},
+        "server_cls": "actors.llm_server:StoppingServer",
         "accelerator_config": {"kind": config.device},
         "engine_kwargs": engine,
         "deployment_config": {

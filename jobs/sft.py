@@ -4,15 +4,22 @@ in conversations."""
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from jobs import command
-from jobs.supervised import FineTuneConfig, FineTuning
+from jobs.supervised import FineTuning, WriterConfig
 
-JOB = FineTuning("sft", rows="prompt_completion")
+
+class _SFT(FineTuning):
+    def options(self, config: Any) -> dict[str, Any]:
+        return {"stop_strings": config.stop_strings}
+
+
+JOB = _SFT("sft", rows="prompt_completion")
 parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
 
 
-class SFTConfig(FineTuneConfig):
+class SFTConfig(WriterConfig):
     """Supervised fine-tuning of a causal LM on prompt/completion rows or conversations."""
 
 

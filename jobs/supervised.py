@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -36,7 +36,17 @@ class FineTuneConfig(Section):
     train: TrainConfig = Field(default=TrainConfig(), description="how it is trained")
 
 
-class PreferenceTuningConfig(FineTuneConfig):
+class WriterConfig(FineTuneConfig):
+    """A stage whose model writes answers."""
+
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="texts that end an answer, besides the end token: saved in the stage's generation_config.json, for "
+        "rollouts, `rayrlhf generate` and the server",
+    )
+
+
+class PreferenceTuningConfig(WriterConfig):
     """A policy that learns from preferences against a frozen reference."""
 
     beta: float = Field(default=0.1, gt=0, description="how much leaving the reference costs")
@@ -157,7 +167,7 @@ class PreferenceTuning(FineTuning):
     def options(self, config: Any) -> dict[str, Any]:
         from rayrlhf.checkpoint import model_folder
 
-        return {"reference": model_folder(config.reference or config.model)}
+        return {"reference": model_folder(config.reference or config.model), "stop_strings": config.stop_strings}
 
 
 def worker_plan(name: str, train: TrainConfig, num_parameters: int, num_adapter: int | None = None) -> list[RolePlan]:

@@ -20,7 +20,7 @@ HOMES = {
     "vllm": {"actors/engines/vllm.py"},
     "deepspeed": {"rayrlhf/training/engine.py"},
     "ray.train": {"rayrlhf/training/launcher.py", "rayrlhf/training/supervised.py"},
-    "ray.serve": {"jobs/serve.py"},
+    "ray.serve": {"jobs/serve.py", "actors/llm_server.py"},
     "peft": {"rayrlhf/models/adapters.py"},
 }
 

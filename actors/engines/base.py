@@ -14,6 +14,8 @@ from rayrlhf.batches import Prompts, Rollouts
 from rayrlhf.errors import DataError, ModelError, RoleError
 from rayrlhf.models.digest import tensor_digest
 
+_CONTEXT = 8  # tokens before a response that settle how its first ones read
+
 
 class Engine(Protocol):
     """Samples responses with weights that can be replaced while it runs."""
@@ -69,6 +71,28 @@ def end_tokens(folder: str) -> list[int]:
     if not ends:
         raise ModelError(f"the tokenizer in {folder} has no end token; set its eos_token")
     return sorted(ends)
+
+
+class StopStrings:
+    """Texts that end a response: those of a model's generation_config.json and those of the sampling."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import AutoTokenizer
+
+        from rayrlhf.models.causal_lm import stop_strings
+
+        self._own, self._tokenizer = stop_strings(folder), AutoTokenizer.from_pretrained(folder)
+
+    def of(self, sampling: SamplingConfig) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([*self._own, *sampling.stop_strings]))
+
+    def reached(self, texts: list[str], prompt: list[int], response: list[int]) -> bool:
+        """Whether `response`, as it reads after `prompt`, has one of `texts` in it."""
+        # after some of the prompt: a tokenizer may drop the space before the first token of all
+        before = prompt[-_CONTEXT:]
+        text = self._tokenizer.decode(before + response)[len(self._tokenizer.decode(before)) :]
+        return any(stop in text for stop in texts)
 
 
 def check_prompts(prompts: Prompts, sampling: SamplingConfig, context: int) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engines.base import assemble, check_complete, check_prompts, digesting, end_tokens, row_seed
+from actors.engines.base import (
+    StopStrings,
+    assemble,
+    check_complete,
+    check_prompts,
+    digesting,
+    end_tokens,
+    row_seed,
+)
 from rayrlhf.batches import Prompts, Rollouts
 from rayrlhf.errors import RoleError
 
@@ -22,7 +30,7 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         self.version = 0
-        self._ends = torch.tensor(end_tokens(folder))
+        self._ends, self._stops = torch.tensor(end_tokens(folder)), StopStrings(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype))
         self._model = model.to(self._device).eval()
@@ -52,6 +60,8 @@ class TransformersEngine:
         )
         sampled: list[Tensor] = []
         logprobs: list[Tensor] = []
+        stops = self._stops.of(sampling)
+        lengths = torch.full((count,), sampling.max_new_tokens)  # of the responses, with what ends them
         ended = torch.zeros(count, dtype=torch.bool)
         cache = None
         for step in range(sampling.max_new_tokens):
@@ -68,26 +78,32 @@ class TransformersEngine:
             chosen = distribution.argmax(-1) if sampling.is_greedy else draw(distribution, uniform[:, step])
             sampled.append(chosen)
             logprobs.append(distribution.gather(1, chosen[:, None])[:, 0])
-            ended |= torch.isin(chosen, self._ends)
+            ends = torch.isin(chosen, self._ends)
+            if stops:
+                ends |= self._at_stop(stops, prompts, torch.stack(sampled, 1), ~ended)
+            lengths[ends & ~ended] = step + 1
+            ended |= ends
             if ended.all():
                 break
             tokens = chosen[:, None]
             mask = torch.cat([mask, torch.ones(count, 1, dtype=torch.int64)], dim=1)
             positions = positions[:, -1:] + 1
-        return self._cut_at_end(prompts, torch.stack(sampled, 1), torch.stack(logprobs, 1))
-
-    def _cut_at_end(self, prompts: Prompts, sampled: Tensor, logprobs: Tensor) -> Rollouts:
-        """Drops what rows were fed after their end token; `sampled` and `logprobs` are [B, steps]."""
-        is_end = torch.isin(sampled, self._ends)
-        finished = is_end.any(1)
-        lengths = torch.where(finished, is_end.int().argmax(1) + 1, sampled.shape[1]).tolist()
+        # rows were fed more after their end, until the last one ended
         return assemble(
             prompts,
-            [row[:n] for row, n in zip(sampled.tolist(), lengths, strict=True)],
-            [row[:n] for row, n in zip(logprobs.tolist(), lengths, strict=True)],
-            finished.tolist(),
+            [row[:n] for row, n in zip(torch.stack(sampled, 1).tolist(), lengths.tolist(), strict=True)],
+            [row[:n] for row, n in zip(torch.stack(logprobs, 1).tolist(), lengths.tolist(), strict=True)],
+            ended.tolist(),
             self.version,
         )
+
+    def _at_stop(self, stops: list[str], prompts: Prompts, sampled: Tensor, rows: Tensor) -> Tensor:
+        """bool[B]: which of `rows` (bool[B]) have a text of `stops` in what was sampled, `[B, steps]`, so far."""
+        found = torch.zeros(len(prompts), dtype=torch.bool)
+        for row in rows.nonzero()[:, 0].tolist():
+            prompt = prompts.tokens[row, : int(prompts.lengths[row])].tolist()
+            found[row] = self._stops.reached(stops, prompt, sampled[row].tolist())
+        return found
 
     @torch.no_grad()
     def load_weights(self, version: int, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engines.base import assemble, check_complete, check_prompts, digesting, end_tokens, row_seed
+from actors.engines.base import (
+    StopStrings,
+    assemble,
+    check_complete,
+    check_prompts,
+    digesting,
+    end_tokens,
+    row_seed,
+)
 from rayrlhf.batches import Prompts, Rollouts
 from rayrlhf.errors import RoleError
 
@@ -38,7 +46,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self.version = 0
-        self._ends = end_tokens(folder)
+        self._ends, self._stops = end_tokens(folder), StopStrings(folder)
         self._in_process = config.tensor_parallel == 1
         self._llm: Any = LLM(
             model=folder,
@@ -52,7 +60,6 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",
             # sampling defaults of the folder's generation_config.json must not slip in
             generation_config="vllm",
-            skip_tokenizer_init=True,
             use_tqdm_on_load=False,
         )
         self._context = self._llm.llm_engine.model_config.max_model_len
@@ -64,6 +71,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         check_prompts(prompts, sampling, self._context)
+        stops = self._stops.of(sampling)
         rows = list(zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True))
         outputs = self._llm.generate(
             [{"prompt_token_ids": tokens[:length]} for tokens, length in rows],
@@ -75,7 +83,10 @@ class VLLMEngine:
                     logprobs=0,  # of the sampled token only
                     stop_token_ids=self._ends,
                     ignore_eos=True,  # ends are the list above, the same for every engine
-                    detokenize=False,
+                    detokenize=bool(stops),  # only texts to stop at need it
+                    stop=stops,
+                    include_stop_str_in_output=True,
+                    skip_special_tokens=False,  # a special token may be written in them
                 )
                 for index in prompts.prompt_index.tolist()
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,9 +159,10 @@ def new_llama(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     )
 
 
-def set_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a model that generates also end at the tokenizer's end token and at the one after an answer of the chat
-    template: vLLM's server knows ends from generation_config.json alone.  Nothing changes where both are known."""
+def set_end(model: Any, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str] = ()) -> None:
+    """Let a model that generates also end at the tokenizer's end token, at the one after an answer of the chat
+    template, and at `stop_strings`: vLLM's server knows ends from generation_config.json alone.  Nothing changes
+    where all are known."""
     from rayrlhf.data.conversation import end_of_turn_id
 
     generation = getattr(model, "generation_config", None)
@@ -171,6 +173,23 @@ def set_end(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     new = [token for token in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if token not in (None, *known)]
     if new:
         generation.eos_token_id = list(dict.fromkeys([*new, *known]))
+    texts = list(dict.fromkeys([*_listed(generation.stop_strings), *stop_strings]))
+    if texts:
+        generation.stop_strings = texts
+
+
+def stop_strings(folder: str) -> list[str]:
+    """Texts that end an answer of the model in `folder`: `stop_strings` of its generation_config.json."""
+    from transformers import GenerationConfig
+
+    try:
+        return _listed(GenerationConfig.from_pretrained(folder).stop_strings)
+    except OSError:  # the file is optional
+        return []
+
+
+def _listed(given: str | list[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or [])
 
 
 def without_dropout(model: Any) -> Any:

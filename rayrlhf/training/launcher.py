@@ -46,6 +46,7 @@ def fit(
     peft: PeftConfig | None = None,
     demonstrations: tuple[str, int] | None = None,
     chat_template: str | None = None,
+    stop_strings: tuple[str, ...] = (),
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
@@ -56,8 +57,8 @@ def fit(
     the one of `kind`; `reference`: the folder of a frozen model whose log-probs the loss needs; `derive`: from
     the encoded rows those that the loss takes; `peft`: an adapter to train in place of all weights;
     `demonstrations`: a path of prompt_completion rows and how many of them are to have the mean score 0;
-    `chat_template`: a name or a file for `template_text`, in place of the folder's own.  Rows stay in Ray's object
-    store; the driver only counts them.
+    `chat_template`: a name or a file for `template_text`, in place of the folder's own; `stop_strings`: texts that
+    end the model's answers, to save with it.  Rows stay in Ray's object store; the driver only counts them.
     Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
     """
     from rayrlhf.data.chat_templates import template_text, with_template
@@ -106,6 +107,7 @@ def fit(
         is_terminal=sys.stdout.isatty(),
         peft=peft,
         chat_template=template,
+        stop_strings=stop_strings,
         data_counts=counts | _packing_metrics(name, data, rows["train"]),
         sources=tuple(part.name for part in mixture.parts) if mixture else (),
         packed=data.packing is not None,

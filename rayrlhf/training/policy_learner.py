@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rayrlhf.algorithms.masking import masked_sum
 from rayrlhf.algorithms.ppo_loss import policy_loss
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
 from rayrlhf.models.adapters import adapter_off, with_adapter
-from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer
+from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, set_end
 from rayrlhf.models.forward import causal_logits
 from rayrlhf.roles import Metrics
 from rayrlhf.training.distributed import seed_all
@@ -50,14 +50,19 @@ class PolicyLearner(Learner):
         normaliser: Normaliser = "tokens",
         normaliser_constant: float | None = None,
         kl_kind: str = "k3",
+        stop_strings: Sequence[str] = (),
     ) -> None:
         """`folder`: a Hugging Face causal LM with its tokenizer.  `temperature`: that of the sampling,
         so that log-probs are of the distribution sampled from.  `total_steps`: optimizer steps of the
         run (`config.optimizer_steps`).  `normaliser`, `normaliser_constant`: of the loss, resolved.
-        `kl_kind`: of the KL in the loss, where an update asks for one.  Raises ModelError."""
+        `kl_kind`: of the KL in the loss, where an update asks for one.  `stop_strings`: of the sampling, saved
+        with the model.  Raises ModelError."""
         seed_all(seed)
-        engine = Engine(with_adapter(load_causal_lm(folder), config.peft), config.engine, total_steps)
-        super().__init__(engine, load_tokenizer(folder), config, seed)
+        model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
+        if stop_strings:
+            set_end(model, tokenizer, stop_strings)
+        engine = Engine(with_adapter(model, config.peft), config.engine, total_steps)
+        super().__init__(engine, tokenizer, config, seed)
         self.config, self.temperature, self.kl_kind = config, temperature, kl_kind
         self.normaliser, self.normaliser_constant = normaliser, normaliser_constant
         self.entropy_control = EntropyControl(config.entropy.coefficient, config.entropy.target, config.entropy.rate)

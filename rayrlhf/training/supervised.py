@@ -68,6 +68,7 @@ class Stage:
     is_terminal: bool  # a progress bar in place of lines
     peft: PeftConfig | None = None  # an adapter in place of all weights
     chat_template: str | None = None  # its Jinja text, in place of the folder's own
+    stop_strings: tuple[str, ...] = ()  # texts that end an answer, for its generation_config.json
     data_counts: dict[str, float] = field(default_factory=dict)  # metrics of the rows: what was dropped, how full
     sources: tuple[str, ...] = ()  # names by the number in a row's column `source`, where rows are mixed
     packed: bool = False  # rows are several texts, none of which sees another
@@ -91,7 +92,7 @@ class Supervised:
         stage = self.stage
         distributed.seed_all(stage.run.seed)
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
-        causal_lm.set_end(model, self.tokenizer)
+        causal_lm.set_end(model, self.tokenizer, stage.stop_strings)
         model = with_adapter(model, stage.peft)
         if self.train.packing:
             use_packing(model)

@@ -17,6 +17,7 @@ from actors.engines.transformers import draw
 from rayrlhf.batches import Prompts
 from rayrlhf.errors import ConfigError, DataError, RoleError
 from rayrlhf.models.digest import tensor_digest
+from tests.conftest import byte_tokenizer
 
 KINDS = ("qwen3", "gpt2", "llama")  # qwen3 ties its embeddings; the tests after need llama
 SAMPLING = SamplingConfig(temperature=0.7, max_new_tokens=48)
@@ -115,6 +116,31 @@ def test_sampled_logprobs_follow_the_weights(host, tiny_model, engine, kind):
     ray.get(actor.load.remote(9, [back]))
     again = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
     assert torch.equal(again.tokens, before.tokens)  # same weights, same seed, same responses
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(host, engine):
+    """One token a byte: where the two letters first stand in the free response is where the stopped one ends."""
+    actor = host(engine, "llama")
+    free = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
+    starts = (free.lengths - free.response_mask.sum(1)).tolist()
+    rows = [free.tokens[row, start : free.lengths[row]].tolist() for row, start in enumerate(starts)]
+    letters = byte_tokenizer().convert_ids_to_tokens(range(256))
+    plain = {token for token, letter in enumerate(letters) if letter.isascii() and letter.isalnum()}
+    pairs = [pair for row in rows for pair in zip(row[4:-4], row[5:-4], strict=False) if plain.issuperset(pair)]
+    pair = max(pairs, key=lambda pair: sum(pair in zip(row, row[1:], strict=False) for row in rows))
+    stop = "".join(letters[token] for token in pair)
+    sampling = SAMPLING.model_copy(update={"stop_strings": (stop, "no model writes this")})
+    cut = ray.get(actor.generate.remote(prompts(24), sampling, 1))
+    num_cut = 0
+    for row, tokens in enumerate(rows):
+        at = [place for place in range(1, len(tokens)) if (tokens[place - 1], tokens[place]) == pair]
+        expected = tokens[: at[0] + 1] if at else tokens
+        assert cut.tokens[row, starts[row] : cut.lengths[row]].tolist() == expected
+        assert bool(cut.finished[row]) == (bool(at) or bool(free.finished[row]))
+        assert cut.sampled_logprobs[row, starts[row] : cut.lengths[row]].count_nonzero() == len(expected)
+        num_cut += bool(at)
+    assert 0 < num_cut < len(rows)
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

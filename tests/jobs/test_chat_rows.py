@@ -157,7 +157,7 @@ def test_a_template_ends_sampling_and_serving(tiny_model, tmp_path) -> None:
     for vLLM's server, which reads generation_config.json."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end
+    from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end, stop_strings
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model("llama"), folder)
@@ -181,6 +181,14 @@ def test_a_template_ends_sampling_and_serving(tiny_model, tmp_path) -> None:
         back.eos_token == "<|im_end|>"
         and back.decode(back("a<|im_end|>")["input_ids"], skip_special_tokens=True) == "a"
     )
+
+    stops = tmp_path / "stops"
+    set_end(model, tokenizer, ["\n\nUser:"])
+    set_end(model, tokenizer, ["\n\nUser:", "###"])  # by the stage after it
+    save(model, tokenizer, str(stops))
+    assert stop_strings(str(stops)) == ["\n\nUser:", "###"] and stop_strings(str(folder)) == []
+    (stops / "generation_config.json").unlink()
+    assert stop_strings(str(stops)) == []
 
     unchanged = load_causal_lm(tiny_model("llama"))
     before = unchanged.generation_config.to_dict()

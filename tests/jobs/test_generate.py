@@ -59,6 +59,24 @@ def test_sampling_follows_the_seed(tiny_model) -> None:
     assert answers(seed=5, temperature=1e-4) == answers(seed=6, temperature=0.0)
 
 
+def test_an_answer_ends_before_a_stop_string(tiny_model, tmp_path) -> None:
+    """One that the command line gives, or the model's generation_config.json."""
+
+    def answer(folder: str, **keys) -> str:
+        config = generate.GenerateConfig(model=folder, temperature=0.0, max_new_tokens=24, **keys)
+        return generate.Generator(config).answers("The movie")[0]
+
+    folder = tiny_model("llama")
+    whole = answer(folder)
+    place = next(n for n in range(6, 20) if whole[n : n + 2].isascii() and whole.find(whole[n : n + 2]) == n)
+    stop = whole[place : place + 2]
+    assert answer(folder, stop_strings=("never written", stop)) == whole[:place]
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stop_strings": [stop]}))
+    assert answer(str(tmp_path / "model")) == whole[:place]
+
+
 def test_the_whole_distribution_is_sampled(tiny_model, monkeypatch) -> None:
     """transformers' own default keeps the 50 likeliest tokens; these 259 are nearly alike."""
     config = generate.GenerateConfig(model=tiny_model("llama"), max_new_tokens=1, num_samples=2000, temperature=10.0)

@@ -135,8 +135,9 @@ def test_a_replica_that_cannot_start_is_reported(tiny_model, ray_local, tmp_path
 
 
 @pytest.mark.slow
-def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp_path, server) -> None:
-    """A stage saves the end of its template in generation_config.json; here it is the first byte of the answer.
+def test_the_server_stops_where_the_stage_ends_an_answer(tiny_model, tmp_path, server) -> None:
+    """A stage saves the end of its template, and its stop strings, in generation_config.json; here they are letters
+    of an answer each.
 
     On the port of the module's server, which it takes down: Ray Serve keeps the port that it was started with."""
     from transformers import AutoTokenizer
@@ -151,14 +152,20 @@ def test_the_server_stops_where_the_chat_template_ends_an_answer(tiny_model, tmp
     )
     tokenizer, model = load_tokenizer(plain), load_causal_lm(plain)
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", mark)
-    set_end(model, tokenizer)
+    other = greedy(plain, AutoTokenizer.from_pretrained(plain)("It was")["input_ids"], 24).partition(mark)[0]
+    pairs = [other[n : n + 2] for n in range(len(other) - 1)]
+    stop = next(pair for pair in pairs[2:] if pair.isascii() and pair.isprintable() and pair not in answer)
+    set_end(model, tokenizer, [stop])
     save(model, tokenizer, str(tmp_path))
     serve.stop()
     config = serve.ServeConfig(
         model=str(tmp_path), name="ends", port=urlsplit(server[0]).port, kv_cache_gib=0.05, max_model_len=100
     )
     try:
-        found = serve.ask(serve.start(config), "ends", "The movie", max_tokens=24)
+        url = serve.start(config)
+        found = serve.ask(url, "ends", "The movie", max_tokens=24)
+        stopped = serve.ask(url, "ends", "It was", max_tokens=24)
     finally:
         serve.stop()
     assert found.rstrip(mark) == answer[: answer.index(mark)]
+    assert stopped == other[: other.index(stop)]
