@@ -34,7 +34,7 @@ def encode_conversation(
     if not tokenizer.chat_template:
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path} has no chat template, which messages need: set chat_template, "
-            "such as chat_template=roles"
+            "such as chat_template=roles, or put a chat_template.jinja into the model's folder"
         )
     turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= num_given]
     ids: list[int] = []

@@ -1,7 +1,8 @@
 """From prompts and completions to token ids: the one place that knows how the two meet.
 
 A string prompt is one user turn, a list is messages, and "" is no conversation at all: only the
-tokenizer's start token.  A tokenizer without a chat template just continues the prompt's text.
+tokenizer's start token.  A tokenizer without a chat template just continues the text of the prompt or of the
+user's one message.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from rayrlhf.data.rows import shortened
-from rayrlhf.errors import DataError, ModelError
+from rayrlhf.errors import ConfigError, DataError, ModelError
 
 Prompt = str | list[dict[str, str]]
 
@@ -27,10 +28,20 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The tokens before a response, up to and with what the chat template puts in front of a reply."""
+    """The tokens before a response, up to and with what the chat template puts in front of a reply.
+
+    Raises ConfigError for messages other than one of the user where there is no template.
+    """
     if not prompt:
         return _start(tokenizer)
     if not tokenizer.chat_template:
+        if not isinstance(prompt, str) and [message["role"] for message in prompt] != ["user"]:
+            roles = ", ".join(message["role"] for message in prompt)
+            raise ConfigError(
+                f"a prompt has messages of {roles}, and the tokenizer {tokenizer.name_or_path} no chat template to "
+                "tell them apart: set chat_template (sft, reward_model, dpo, kto: chat_template=roles), or put a "
+                "chat_template.jinja into the model's folder"
+            )
         return _start(tokenizer) + token_ids(tokenizer, as_text(prompt))
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return token_ids(tokenizer, rendered(tokenizer, messages, is_prompt=True))

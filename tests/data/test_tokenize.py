@@ -73,6 +73,11 @@ def test_without_a_template_or_a_start_token(tok: Any) -> None:
     plain = copy.deepcopy(tok)
     plain.chat_template = None
     assert templates.encode_prompt(plain, "ab") == [tok.bos_token_id, *_ids(tok, "ab")]
+    user = {"role": "user", "content": "ab"}
+    assert templates.encode_prompt(plain, [user]) == templates.encode_prompt(plain, "ab")
+    for chat in ([{"role": "system", "content": "s"}, user], [user, {"role": "assistant", "content": "c"}, user]):
+        with pytest.raises(ConfigError, match=r"no chat template to tell them apart: set chat_template"):
+            templates.encode_prompt(plain, chat)  # who says what would be lost
     plain.bos_token = None
     assert templates.encode_prompt(plain, "ab") == _ids(tok, "ab")
     assert templates.encode_prompt(plain, "") == []
