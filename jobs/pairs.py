@@ -258,7 +258,7 @@ class _Ranking:
         rows = token_rows(source, "prompts", data, self.tokenizer, tally, with_extras)
         ordered = by_content(rows, ties=(EXTRAS,))
         chosen = (ordered if self.config.num_prompts is None else ordered.limit(self.config.num_prompts)).materialize()
-        self.counts = report(self.path, tally.counts(), data.max_dropped_share, f"{self.split}_")
+        self.counts = report(self.path, tally, data.max_dropped_share, f"{self.split}_")
         return chosen
 
     def _batches(self, rows: Dataset) -> Iterator[pa.Table]:

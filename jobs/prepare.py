@@ -134,17 +134,20 @@ def _write(config: PrepareConfig, model_dir: str, state_dir: str) -> dict[str, f
     finally:
         shutil.rmtree(work, ignore_errors=True)
     _write_card(config, cleaned, metrics, state_dir)
-    return metrics | _tokenizer(config.tokenizer, os.path.join(state_dir, "text"), model_dir)
+    is_own = config.data.source not in (DEMO, ARITHMETIC)
+    return metrics | _tokenizer(config.tokenizer, os.path.join(state_dir, "text"), model_dir, is_own)
 
 
-def _tokenizer(config: TokenizerConfig, tables: str, model_dir: str) -> dict[str, float]:
-    """Train or take the tokenizer and write it; returns what it makes of held-out texts."""
+def _tokenizer(config: TokenizerConfig, tables: str, model_dir: str, is_own: bool) -> dict[str, float]:
+    """Train or take the tokenizer and write it; returns what it makes of held-out texts.  A trained one of a user's own
+    texts (`is_own`) has no chat template: what answers look like is not known here."""
     from rayrlhf.data import tokenizer
     from rayrlhf.data.fertility import fertility
     from rayrlhf.models.causal_lm import load_tokenizer
 
     if config.from_folder is None:
         made = tokenizer.train(partial(_texts, os.path.join(tables, "train")), config)
+        made.chat_template = None if is_own else made.chat_template
     else:
         made = load_tokenizer(tokenizer_folder(config.from_folder))
     made.save_pretrained(model_dir)
@@ -202,8 +205,10 @@ def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[st
     from rayrlhf.data.cleaning import card
 
     source = config.data.source
-    if source == ARITHMETIC or source.startswith(sources.HUB):
+    if source == ARITHMETIC:
         files = []
+    elif source.startswith(sources.HUB):
+        files = card.hashes(sources.resolve(sources.hub_file(source), "parquet"))
     elif source == DEMO:
         path = fetch.require()
         files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": fetch.SNIPPETS_SHA256}]

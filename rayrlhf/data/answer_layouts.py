@@ -12,10 +12,12 @@ from typing import Any
 
 from rayrlhf.data.messages import (
     Message,
+    answer_text,
     are_turns,
     asked,
     conversation,
     is_turn,
+    message,
     up_to_last_answer,
     with_system,
 )
@@ -31,6 +33,11 @@ class Layout:
     columns: tuple[str, ...]  # what it reads; for prompts, all others are passed on
     fits: Callable[[Row], bool]
     read: Callable[[Row], Row]
+    is_clear: Callable[[Row], bool] | None = None  # whether it is meant where nobody says so; None: where it fits
+
+    def is_meant(self, row: Row) -> bool:
+        """Whether a row shows that its file has this layout."""
+        return (self.is_clear or self.fits)(row)
 
 
 def text_columns(row: Row, *names: str) -> bool:
@@ -66,9 +73,23 @@ def _conversation_of(column: str) -> Callable[[Row], Row]:
     def read(row: Row) -> Row:
         without_media(row)
         turns = with_system(row, conversation(row[column], column))
-        return _learnt(turns, 0, column)
+        unlearnt = _num_unlearnt(row[column], column)
+        return _learnt(turns, unlearnt and unlearnt + len(turns) - len(row[column]), column)
 
     return read
+
+
+def _num_unlearnt(turns: list[Any], name: str) -> int:
+    """How many turns stand before the first that is learnt: OpenAI's `weight` 0 leaves answers out."""
+    answers = [place for place, turn in enumerate(turns) if message(turn, name)["role"] == "assistant"]
+    weights = [turns[place].get("weight") for place in answers]
+    left_out = [place for place, weight in zip(answers, weights, strict=True) if weight == 0]
+    if any(weight not in (None, 0, 1) for weight in weights) or left_out != answers[: len(left_out)]:
+        raise ValueError(
+            f"{name} has the weights {weights} on its answers: 0 (not learnt) and 1 are taken, the 0s first. "
+            f"{shortened(turns)}"
+        )
+    return left_out[-1] + 1 if left_out else 0
 
 
 def _alpaca_answer(row: Row) -> Row:
@@ -77,9 +98,9 @@ def _alpaca_answer(row: Row) -> Row:
 
 
 def _input_output(row: Row) -> Row:
-    if isinstance(row["input"], list):
-        given = conversation(row["input"], "input")
-        return _learnt([*given, _answer(text(row, "output"))], len(given), "output")
+    if isinstance(row["input"], list) or isinstance(row["output"], list):
+        given = asked(row["input"], "input")
+        return _learnt([*given, _answer(answer_text(row["output"], "output"))], len(given), "output")
     return {"prompt": text(row, "input"), "completion": text(row, "output")}
 
 
@@ -100,6 +121,10 @@ def without_media(row: Row) -> None:
             raise ValueError(
                 f"the row has {name} ({shortened(row[name])}): models here read text alone; leave such rows out"
             )
+    if row.get("tools") not in (None, "", "[]", []):
+        raise ValueError(
+            f"the row has tools ({shortened(row['tools'])}): tool calls are not supported; leave such rows out"
+        )
 
 
 def alpaca_prompt(row: Row) -> tuple[list[Message], int]:
@@ -156,19 +181,22 @@ ANSWERS = (
     ),
     Layout(
         "input_output",
-        "input (a string or messages), output",
+        "input (a string or messages), output (a string or a message)",
         ("input", "output"),
-        lambda row: "input" in row and text_columns(row, "output") and "instruction" not in row,
+        lambda row: "input" in row and "output" in row and "instruction" not in row,
         _input_output,
     ),
 )  # fmt: skip
 
 
 def single_answer(layout: Layout, column: str) -> Layout:
-    """`layout` for a kind that judges one answer: its last, with the label or number in `column`."""
+    """`layout` for a kind that judges one answer: its last, with the label or number in `column` (a label also in
+    LLaMA-Factory's `kto_tag`)."""
+    names = (column, "kto_tag") if column == "label" else (column,)
 
     def read(row: Row) -> Row:
-        found, value = layout.read(row), parsed_column(row, column)
+        name = next(name for name in names if name in row)
+        found, value = layout.read(row), parsed_column(row | {column: row[name]}, column)
         if "messages" in found:
             *given, last = found["messages"]
             if not given:
@@ -178,5 +206,5 @@ def single_answer(layout: Layout, column: str) -> Layout:
 
     fits = layout.fits
     expects = f"{layout.expects}; and {column}"
-    columns = (*layout.columns, column)
-    return Layout(layout.name, expects, columns, lambda row: column in row and fits(row), read)
+    columns = (*layout.columns, *names)
+    return Layout(layout.name, expects, columns, lambda row: any(name in row for name in names) and fits(row), read)

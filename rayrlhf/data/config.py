@@ -11,13 +11,24 @@ ARITHMETIC = "demo:arithmetic"
 
 Format = Literal["auto", "jsonl", "parquet", "csv", "text"]
 TooLong = Literal["drop", "truncate", "truncate_prompt", "error"]
-RowFormat = Literal["auto", "own", "conversational", "messages", "sharegpt", "alpaca", "input_output", "rated"]
+RowFormat = Literal[
+    "auto",
+    "own",
+    "conversational",
+    "implicit_prompt",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "input_output",
+    "rated",
+    "scored",
+]
 
 
 class MixedSource(Section):
     """One of several sources of training rows."""
 
-    path: str = Field(min_length=1, description="a file, a folder, a glob or hf://name[:split]")
+    path: str = Field(min_length=1, description="a file, a folder, a glob or hf://name[[:config]:split]")
     weight: float | None = Field(
         default=None,
         gt=0,
@@ -51,7 +62,7 @@ class MixedSource(Section):
 class PretrainingSource(Section):
     """Text among the rows of SFT, whose loss is on all of its tokens."""
 
-    path: str = Field(min_length=1, description="text rows: a file, a folder, a glob or hf://name[:split]")
+    path: str = Field(min_length=1, description="text rows: a file, a folder, a glob or hf://name[[:config]:split]")
     share: float = Field(gt=0, lt=1, description="share of the rows of training that are of this text")
     epochs: int = Field(default=1, ge=1, description="most times that a pass repeats it")
     format: Format | None = Field(default=None, description="how its files are read; null: data.format")
@@ -91,7 +102,8 @@ class DataConfig(Section):
     """The rows a stage trains and validates on."""
 
     train: str | tuple[MixedSource, ...] = Field(
-        min_length=1, description="training rows: a file, a folder, a glob or hf://name[:split]; or a list of sources"
+        min_length=1,
+        description="training rows: a file, a folder, a glob or hf://name[[:config]:split]; or a list of sources",
     )
     validation: str | None = Field(default=None, description="held-out rows, as `train`; null: no validation")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
@@ -111,12 +123,18 @@ class DataConfig(Section):
     turns: Literal["all", "last"] = Field(
         default="all", description="sft on conversations: the loss is on all answers, or on the last one alone"
     )
+    max_bad_rows: int = Field(
+        default=0,
+        ge=0,
+        description="as many rows of a path that cannot be read (broken JSON, a wrong encoding, other columns) are "
+        "left out, counted and shown; then an error",
+    )
     max_dropped_share: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="stop where more of the rows than this are dropped: too long, without an answer, or pairs of equal "
-        "texts; null: they are counted and left out",
+        description="stop where more of the rows than this are dropped: too long, without an answer, pairs of equal "
+        "texts, or not to be read; null: they are counted and left out",
     )
     mixing: MixingConfig | None = Field(default=None, description="how several sources are mixed; null: by default")
     pretraining: PretrainingSource | None = Field(default=None, description="SFT: text mixed in; null: none")
@@ -194,7 +212,7 @@ class SourceConfig(Section):
         default=DEMO,
         min_length=1,
         description=f"{DEMO} (rated movie-review snippets), {ARITHMETIC} (sums), or text rows: a file, a folder, a "
-        "glob or hf://name[:split]",
+        "glob or hf://name[[:config]:split]",
     )
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     validation_share: float = Field(

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf.data.answer_layouts import Layout
+from rayrlhf.data.answer_layouts import Layout, without_media
 from rayrlhf.data.layouts import LAYOUTS
+from rayrlhf.data.messages import answer_text, asked, with_system
 from rayrlhf.data.rows import COLUMNS, PARSED, Row, parsed, problem, shortened
 from rayrlhf.errors import DataError
 
@@ -30,11 +31,12 @@ class Reading:
     with_extras: bool = False  # prompts: carry all other columns along, as JSON in `extras`
     gives: tuple[str, ...] = ()  # the columns of what it reads
     is_chat: bool = False  # whether prompts are messages
+    has_system: bool = False  # whether rows have a column `system`, the first message of their prompts
 
     @property
     def is_plain(self) -> bool:
         """Whether rows stay as they are, but for columns that are left out."""
-        return self.layout == OWN and not self.columns and not self.with_extras
+        return self.layout == OWN and not (self.columns or self.with_extras or self.is_chat)
 
     def wrong(self, row: Any) -> str:
         """What is wrong with a row of the file; "" when nothing is."""
@@ -45,7 +47,10 @@ class Reading:
         return ""
 
     def __call__(self, row: Any) -> Row:
-        """A row of the file as one of `kind`; ValueError says what is wrong with it."""
+        """A row of the file as one of `kind`; ValueError says what is wrong with it, and is raised where one stands in
+        the place of a row."""
+        if isinstance(row, ValueError):
+            raise row
         if not isinstance(row, dict):
             raise ValueError(problem(row, self.kind))
         row = renamed(row, self.columns)
@@ -62,6 +67,7 @@ class Reading:
     def _read(self, row: Row) -> Row:
         layout = _named(self.kind, self.layout)
         if layout is None:
+            row = self._with_messages(row)
             wrong = problem(row, self.kind)
             if wrong:
                 raise ValueError(wrong)
@@ -75,6 +81,19 @@ class Reading:
             return layout.read(row)
         except ValueError as error:
             raise ValueError(f"is no row of the layout {layout.name}: {error}") from error
+
+    def _with_messages(self, row: Row) -> Row:
+        """A row of the own layout with its prompt in one form: messages where it has some, or a system message; ranked
+        answers are texts."""
+        if isinstance(row.get("ranked"), list):
+            row = row | {"ranked": [answer_text(answer, "ranked") for answer in row["ranked"]]}
+        prompt = row.get("prompt")
+        if "prompt" not in COLUMNS[self.kind] or not isinstance(prompt, str | list):
+            return row
+        without_media(row)
+        if isinstance(prompt, str) and not row.get("system") and not self.has_system:
+            return row
+        return row | {"prompt": with_system(row, asked(prompt, "prompt"))}
 
     def _extras(self, row: Row) -> Row:
         """All columns but the prompt's.  `reference`, the answer that responses are compared with, is also found where
@@ -143,7 +162,8 @@ def recognise(
         raise DataError(f"data.row_format={layout} is no layout of {kind} rows; there are {', '.join(known)}")
     if layout == AUTO:
         layout = _found(sample, kind, columns)
-    reading = Reading(kind, layout, columns, with_extras)
+    has_system = layout == OWN and any(isinstance(row, dict) and row.get("system") for _, row in sample)
+    reading = Reading(kind, layout, columns, with_extras, has_system=has_system)
     for _, row in sample:
         if not reading.wrong(row):
             read = reading(row)
@@ -158,9 +178,9 @@ def _found(sample: Sequence[tuple[str, Any]], kind: str, columns: Mapping[str, s
         try:
             rows.append((where, renamed(row, columns) if isinstance(row, dict) else {}))
         except ValueError as error:
-            raise DataError(f"{where} {error}") from error
+            raise DataError(f"{where}: {error}") from error
     votes = {OWN: sum(is_own(row, kind) for _, row in rows)}
-    votes |= {one.name: sum(one.fits(row) for _, row in rows) for one in LAYOUTS[kind]}
+    votes |= {one.name: sum(one.is_meant(row) for _, row in rows) for one in LAYOUTS[kind]}
     most = max(votes.values())
     found = [name for name, count in votes.items() if count == most]
     if not most or found[0] == OWN:
@@ -168,7 +188,7 @@ def _found(sample: Sequence[tuple[str, Any]], kind: str, columns: Mapping[str, s
     if len(found) > 1:
         where, row = rows[0]
         raise DataError(
-            f"{where} has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.row_format "
+            f"{where}: has columns of more than one layout of {kind} rows, {' and '.join(found)}: set data.row_format "
             f"to the one that is meant. The row: {shortened(row)}"
         )
     return found[0]

@@ -14,40 +14,12 @@ from collections.abc import Callable
 
 from rayrlhf.data.answer_layouts import ANSWERS, Layout, alpaca_prompt, single_answer, text_columns, without_media
 from rayrlhf.data.messages import are_turns, before_answer, conversation, with_system
-from rayrlhf.data.pair_layouts import PAIRS, with_margin
-from rayrlhf.data.rows import PARSED, Row, shortened
-
-
-def _rated(row: Row) -> Row:
-    """Answers in the order of their scores, the best first.  Equal scores say nothing of an order."""
-    answers, scores = row["responses"], row["scores"]
-    numbers = [PARSED["score"][0](score) for score in scores]
-    if (
-        len(answers) != len(numbers)
-        or len(answers) < 2
-        or None in numbers
-        or not all(isinstance(a, str) for a in answers)
-    ):
-        raise ValueError(
-            f"responses {shortened(answers)} and scores {shortened(scores)} are to be as many strings as finite "
-            "numbers, two or more"
-        )
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(
-            f"scores {shortened(scores)} has equal numbers, which are no ranking: leave one of such answers out"
-        )
-    ranked = sorted(zip(numbers, answers, strict=True), key=lambda pair: -pair[0])
-    return {"prompt": row["prompt"], "ranked": [answer for _, answer in ranked]}
-
+from rayrlhf.data.pair_layouts import MARGINS, PAIRS
+from rayrlhf.data.ratings import RATED, RATED_COLUMNS, is_rated, ranking
+from rayrlhf.data.rows import Row
 
 RANKINGS = (
-    Layout(
-        "rated",
-        "prompt, responses (a list of strings), scores (a number each)",
-        ("prompt", "responses", "scores"),
-        lambda row: "prompt" in row and isinstance(row.get("responses"), list) and isinstance(row.get("scores"), list),
-        _rated,
-    ),
+    Layout("rated", f"{RATED}, of equal ones the first stays", RATED_COLUMNS, is_rated, ranking),
 )  # fmt: skip
 
 
@@ -102,7 +74,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "text": (),
     "prompt_completion": ANSWERS,
     "preference": PAIRS,
-    "preference_margin": tuple(map(with_margin, PAIRS)),
+    "preference_margin": MARGINS,
     "ranking": RANKINGS,
     "scored": tuple(single_answer(layout, "score") for layout in ANSWERS),
     "labelled": tuple(single_answer(layout, "label") for layout in ANSWERS),

@@ -1,39 +1,50 @@
-"""A Ray Data reader of files of lines that names file and line when one is wrong.
+"""A Ray Data reader of files that are not Parquet, which names file and line where one is wrong.
 
-Ray's own JSON readers guess types over a whole block ("0042" may become 42, a date a timestamp) and
+Ray's own JSON and CSV readers guess types over a whole block ("0042" may become 42, a date a timestamp) and
 say nothing of where a broken line stands.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 from ray.data.datasource import FileBasedDatasource
 
-from rayrlhf.data.json_array import is_array
-from rayrlhf.data.rows import Parse, Row, parsed_elements, parsed_lines
+from rayrlhf.data.bad_rows import NONE, BadRows
+from rayrlhf.data.row_files import file_rows
+from rayrlhf.data.rows import Row
 from rayrlhf.errors import DataError
 
 ROWS_PER_BLOCK = 4096
 
 
 class Lines(FileBasedDatasource):
-    """Reads each line of `paths` (of a .json file that is an array: each element) with `parse`, which raises
-    ValueError on a wrong one."""
+    """Each row of the files at `paths`, as `read` makes it of what stands there (text: of the line), which raises
+    ValueError at a wrong one; `bad` says what becomes of those."""
 
-    def __init__(self, paths: list[str], parse: Parse, **options: Any) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        read: Callable[[Any], Row],
+        format: str = "text",
+        bad: BadRows = NONE,
+        **options: Any,
+    ) -> None:
         super().__init__(paths, **options)
-        self._parse = parse
+        self._read, self._format, self._bad = read, format, bad
 
     def _read_stream(self, f: Any, path: str) -> Iterator[pa.Table]:
         rows: list[Row] = []
-        file = io.BufferedReader(f)
-        is_whole = path.endswith(".json") and is_array(file)
-        for _, row in (parsed_elements if is_whole else parsed_lines)(file, path, self._parse):
-            rows.append(row)
+        for where, found in file_rows(io.BufferedReader(f), path, self._format):
+            try:
+                if isinstance(found, ValueError):
+                    raise found
+                rows.append(self._read(found))
+            except ValueError as error:
+                self._bad.add(where, str(error))
             if len(rows) == ROWS_PER_BLOCK:
                 yield _table(rows, path)
                 rows = []

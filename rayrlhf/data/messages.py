@@ -71,6 +71,17 @@ def conversation(value: Any, name: str) -> list[Message]:
     return found
 
 
+def answer_text(value: Any, name: str) -> str:
+    """An answer as text: a string, a message of the assistant, or a list of just that."""
+    turn = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(turn, str):
+        return turn
+    found = message(turn, name)
+    if found["role"] != "assistant":
+        raise ValueError(f"{name} has a turn of the {found['role']}, not of the assistant: {shortened(value)}")
+    return found["content"]
+
+
 def asked(value: Any, name: str) -> list[Message]:
     """A prompt as messages: a string is one turn of the user."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else conversation(value, name)

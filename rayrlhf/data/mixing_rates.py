@@ -99,10 +99,7 @@ def described(mixed: Sequence[Part], num_passes: int) -> list[str]:
 
 
 def _size(source: MixedSource, count: int) -> int:
-    cap = source.max_rows
-    if cap is not None and cap >= count:
-        raise DataError(f"{source.path} has {count} rows, so max_rows={cap} has no effect: lower it, or leave it out")
-    return source.epochs * (count if cap is None else cap)
+    return source.epochs * min(count, source.max_rows or count)  # one cap for all may be above the smaller ones
 
 
 def _shares(weights: Sequence[float | None], sizes: Sequence[int], temperature: float) -> list[Fraction]:

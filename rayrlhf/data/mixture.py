@@ -77,12 +77,12 @@ def load(
     for name, source in zip(names, data.sources, strict=False):
         tally = Tally()
         rows.append(complete(token_rows(source, kind, data, tokenizer, tally, with_extras)).materialize())
-        metrics |= report(source.path, tally.counts(), data.max_dropped_share, f"{name}_")
+        metrics |= report(source.path, tally, data.max_dropped_share, f"{name}_")
     if data.pretraining is not None:
         tally, source = Tally(), MixedSource(path=data.pretraining.path, format=data.pretraining.format)
         plain = data.model_copy(update={"turns": "all", "row_format": "auto", "columns": {}})
         rows.append(token_rows(source, "text", plain, tokenizer, tally).materialize())
-        metrics |= report(source.path, tally.counts(), data.max_dropped_share, f"{names[-1]}_")
+        metrics |= report(source.path, tally, data.max_dropped_share, f"{names[-1]}_")
     found = parts(data, [ds.count() for ds in rows])
     schemas = {name: str(ds.schema(fetch_if_missing=True)) for name, ds in zip(names, rows, strict=True)}
     first = found[0].name

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 from rayrlhf.data.answer_layouts import Layout, alpaca_prompt, parsed_column, text, text_columns, without_media
 from rayrlhf.data.messages import Message, are_turns, asked, conversation, is_turn, message, with_system
+from rayrlhf.data.ratings import RATED, RATED_COLUMNS, finite, is_rated, rated_answers
 from rayrlhf.data.rows import Row, shortened
 
 
 def _conversational_pair(row: Row) -> Row:
-    if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-        return implicit_prompt(row["chosen"], row["rejected"])
     given = asked(row["prompt"], "prompt") if row.get("prompt") else []
     sides = []
     for name in ("chosen", "rejected"):
@@ -78,21 +77,44 @@ def _joins(whole: str, place: int) -> bool:
     )
 
 
-def _are_whole_sides(row: Row) -> bool:
-    """Whether both sides are messages, or are strings and no other column may be their prompt."""
-    if isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list):
-        return True
-    prompts = {"prompt", "instruction", "input", "messages", "conversations"}
-    return text_columns(row, "chosen", "rejected") and not prompts & row.keys()
+def _implicit_pair(row: Row) -> Row:
+    found = implicit_prompt(text(row, "chosen"), text(row, "rejected"))
+    if not found["prompt"]:
+        raise ValueError(
+            f"chosen and rejected have no common beginning, which would be the prompt: {shortened(row['chosen'])} and "
+            f"{shortened(row['rejected'])}. Where a column holds it, name it: data.columns.prompt=question"
+        )
+    return found
+
+
+def _are_alone(row: Row) -> bool:
+    """Whether both sides are strings, and no other column is, which might be their prompt."""
+    others = [value for name, value in row.items() if name not in ("chosen", "rejected")]
+    return text_columns(row, "chosen", "rejected") and not any(isinstance(value, str | list) for value in others)
+
+
+def _rated_pair(row: Row) -> Row:
+    """The best and the worst answer; of equal ones no pair comes (it is counted as one of equal texts)."""
+    rated = rated_answers(row)
+    best, worst = rated[0], rated[-1]
+    return {"prompt": row["prompt"], "chosen": best[1], "rejected": worst[1] if worst[0] < best[0] else best[1]}
 
 
 PAIRS = (
     Layout(
         "conversational",
-        "chosen and rejected as messages, with or without prompt; or as strings with a common beginning",
+        "chosen and rejected as messages, with or without prompt",
         ("prompt", "chosen", "rejected"),
-        _are_whole_sides,
+        lambda row: isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list),
         _conversational_pair,
+    ),
+    Layout(
+        "implicit_prompt",
+        "chosen and rejected as strings with a common beginning, the prompt",
+        ("chosen", "rejected"),
+        lambda row: text_columns(row, "chosen", "rejected") and "prompt" not in row,
+        _implicit_pair,
+        _are_alone,
     ),
     Layout(
         "messages",
@@ -122,7 +144,9 @@ PAIRS = (
         lambda row: text_columns(row, "input", "chosen", "rejected") and not {"instruction", "prompt"} & row.keys(),
         _input_pair,
     ),
+    Layout("rated", f"{RATED}; the best and the worst make a pair", RATED_COLUMNS, is_rated, _rated_pair),
 )  # fmt: skip
+_COLUMNS = tuple(dict.fromkeys(name for layout in PAIRS for name in layout.columns))
 
 
 def with_margin(layout: Layout) -> Layout:
@@ -133,3 +157,32 @@ def with_margin(layout: Layout) -> Layout:
 
     fits, expects = layout.fits, f"{layout.expects}; and margin"
     return Layout(layout.name, expects, (*layout.columns, "margin"), lambda row: "margin" in row and fits(row), read)
+
+
+_SIDES = ("chosen", "rejected")
+_SCORED = ("score_chosen", "score_rejected")
+
+
+def _scored_pair(row: Row) -> Row:
+    chosen, rejected = (finite(row[name], name) for name in _SCORED)
+    read = next((layout.read for layout in PAIRS if layout.fits(row)), None)
+    found = read(row) if read is not None else {"prompt": row.get("prompt")} | {n: text(row, n) for n in _SIDES}
+    return found | {"margin": chosen - rejected}
+
+
+def _rated_margin(row: Row) -> Row:
+    rated = rated_answers(row)
+    return _rated_pair(row) | {"margin": rated[0][0] - rated[-1][0]}
+
+
+MARGINS = (
+    *(with_margin(layout) for layout in PAIRS if layout.name != "rated"),
+    Layout(
+        "scored",
+        "chosen and rejected in any of these ways, and score_chosen, score_rejected, whose difference is the margin",
+        (*_COLUMNS, *_SCORED),
+        lambda row: all(name in row for name in (*_SCORED, *_SIDES)) and "margin" not in row,
+        _scored_pair,
+    ),
+    Layout("rated", RATED, RATED_COLUMNS, is_rated, _rated_margin),
+)  # fmt: skip

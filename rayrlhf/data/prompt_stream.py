@@ -141,7 +141,7 @@ def _ordered(
     [source], tally = config.sources, Tally()
     rows = token_rows(source, kind, config, tokenizer, tally, with_extras)
     count = rows.count()
-    metrics = report(source.path, tally.counts(), config.max_dropped_share)
+    metrics = report(source.path, tally, config.max_dropped_share)
     if counts is not None:
         counts.update(metrics)
     if not count:
@@ -163,7 +163,7 @@ def held_out_prompts(config: DataConfig, tokenizer: Any, count: int, originals: 
             f"{config.validation} has fewer than the {count} held-out prompts asked for (of at most "
             f"max_tokens={config.max_tokens} tokens): ask for fewer, or give more"
         )
-    report(config.validation, tally.counts(), config.max_dropped_share)
+    report(config.validation, tally, config.max_dropped_share)
     return found[0]
 
 

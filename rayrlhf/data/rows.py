@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from typing import Any, Literal
-
-from rayrlhf.errors import DataError
 
 Kind = Literal[
     "text", "prompt_completion", "preference", "preference_margin", "ranking", "scored", "labelled", "prompts"
 ]
 Row = dict[str, Any]
-Parse = Callable[[str], Row]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -73,7 +71,7 @@ def problem(row: Any, kind: str) -> str:
     missing = [name for name in COLUMNS[kind] if name not in row]
     if missing:
         return (
-            f"has no {' and no '.join(missing)}: found the columns {sorted(row)}, {kind} rows need "
+            f"has no {' and no '.join(missing)}: found the columns {sorted(map(str, row))}, {kind} rows need "
             f"{list(COLUMNS[kind])}. The row: {shortened(row)}"
         )
     for name in COLUMNS[kind]:
@@ -95,11 +93,22 @@ def _are_messages(value: Any) -> bool:
 
 
 def from_json(line: str) -> Any:
-    """The value of one line of JSON; ValueError where it is none, or has a key twice, of which one would be lost."""
+    """The value of one line of JSON; ValueError where it is none, where it has a key twice, of which one would be lost,
+    or half a character, which no UTF-8 file can hold."""
     try:
-        return json.loads(line, object_pairs_hook=_unique)
+        found = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1}); give one object a line") from error
+    except RecursionError:
+        raise ValueError("nested too deeply for a row") from None
+    if "\\ud" in line or "\\uD" in line:
+        half = _HALF.search(json.dumps(found, ensure_ascii=False))
+        if half:
+            raise ValueError(f"has half a character, \\u{ord(half[0]):04x}, of a pair that was cut apart")
+    return found
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
@@ -126,26 +135,3 @@ def digest(*parts: str) -> str:
 def content(row: Row) -> str:
     """`row` as text: equal rows, and only they, give equal text."""
     return json.dumps(row, sort_keys=True, ensure_ascii=False, default=lambda array: array.tolist())
-
-
-def parsed_elements(file: Any, path: str, parse: Parse) -> Iterator[tuple[int, Row]]:
-    """(number, row) of each element of the JSON array in a binary `file`; DataError names file and element."""
-    from rayrlhf.data.json_array import objects
-
-    number = 0
-    try:
-        for number, element in objects(file):
-            yield number, parse(element)
-    except ValueError as error:
-        raise DataError(f"{path}, row {number}: {error}") from error
-
-
-def parsed_lines(file: Any, path: str, parse: Parse) -> Iterator[tuple[int, Row]]:
-    """(line number, row) of each line of a binary `file` that is not blank; DataError names file and line."""
-    for number, raw in enumerate(file, start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            if line.strip():
-                yield number, parse(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 import posixpath
@@ -14,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from rayrlhf.data.bad_rows import NONE, BadRows, check_bad
 from rayrlhf.data.context import settle
 from rayrlhf.data.fetch import cache_dir
 from rayrlhf.data.formats import AUTO, OWN, Reading, others, recognise
-from rayrlhf.data.json_array import is_array
-from rayrlhf.data.rows import COLUMNS, PARSED, Row, digest, from_json, parsed_elements, parsed_lines
+from rayrlhf.data.row_files import file_rows
+from rayrlhf.data.rows import COLUMNS, PARSED, Row, digest
 from rayrlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,13 +45,14 @@ def read(
     layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     with_extras: bool = False,
+    bad: BadRows = NONE,
 ) -> Dataset:
     """The rows at `path` as a lazy dataset with just the columns of `kind`, in the files' order.
 
     `path` is a file, a folder (searched through), a glob, each also as an fsspec URI, or
-    `hf://name[:split]`.  Text files give a row a line, blank lines left out.  `layout`, `columns` and `with_extras`
-    are `formats.recognise`'s, which looks at the first rows.  DataError at once for a missing path, an unknown
-    extension or columns of no layout; a wrong row raises it when it is reached.
+    `hf://name[[:config]:split]`.  Text files give a row a line, blank lines left out.  `layout`, `columns` and
+    `with_extras` are `formats.recognise`'s, which looks at the first rows.  DataError at once for a missing path, an
+    unknown extension or columns of no layout; when they are reached, for more wrong rows than `bad` allows.
     """
     from ray import data
 
@@ -60,16 +60,24 @@ def read(
     files = _files(path, format)
     reading = recognise(_sample(files, kind), kind, layout, columns, with_extras)
     where: dict[str, Any] = {} if is_local(files.filesystem) else {"filesystem": files.filesystem}
-    if files.format in ("jsonl", "text"):
+    if files.format != "parquet":
         from rayrlhf.data.lines import Lines
 
-        parse = partial(_parse_json if files.format == "jsonl" else _parse_text, reading=reading)
-        return data.read_datasource(Lines(files.paths, parse, **where))
-    if files.format == "csv":
-        rows = data.read_csv(files.paths, **_csv_options(files), **where)
-    else:
-        rows = data.read_parquet(files.paths, **where)
-    return rows.map_batches(partial(_checked, reading=reading, where=path), batch_format="pyarrow")
+        parse = partial(_parse_text, reading=reading) if files.format == "text" else reading
+        return data.read_datasource(Lines(files.paths, parse, files.format, bad, **where))
+    if path.startswith(HUB):
+        where = _on_this_node()  # the cache may be of this machine alone
+    rows = data.read_parquet(files.paths, **where)
+    return rows.map_batches(partial(_checked, reading=reading, where=path, bad=bad), batch_format="pyarrow")
+
+
+def _on_this_node() -> dict[str, Any]:
+    """Arguments of a Ray Data reader whose tasks are to run here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"ray_remote_args": {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}}
 
 
 def check(
@@ -79,9 +87,10 @@ def check(
     layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     with_extras: bool = False,
+    max_bad_rows: int = 0,
 ) -> list[Row]:
     """The first rows at `path`, as `read` will give them, without Ray; of a hub set none.  DataError when it is
-    missing, empty or of the wrong form."""
+    missing, empty or of the wrong form, in more than `max_bad_rows` of them or in all."""
     if path.startswith(HUB):
         hub_name(path)
         return []
@@ -90,18 +99,17 @@ def check(
     if not sample:
         raise DataError(f"{path} is empty: {len(files.paths)} {files.format} file(s) without a single row")
     reading = recognise(sample, kind, layout, columns, with_extras)
-    for where, row in sample:
-        wrong = reading.wrong(row)
-        if wrong:
-            raise DataError(f"{where} {wrong}{others(kind) if reading.layout == OWN else ''}")
-    return [reading(row) for _, row in sample]
+    wrong = {where: reading.wrong(row) for where, row in sample}
+    bad = [f"{where}: {why}{others(kind) if reading.layout == OWN else ''}" for where, why in wrong.items() if why]
+    check_bad(bad, max_bad_rows if len(bad) < len(sample) else 0)
+    return [reading(row) for where, row in sample if not wrong[where]]
 
 
 def _sample(files: Files, kind: str) -> list[tuple[str, Any]]:
-    """The first rows, each with its file and place."""
+    """The first rows, each with its file and place; of those that cannot be read the ValueError that says why."""
     rows: list[tuple[str, Any]] = []
     for name in files.paths:
-        rows += itertools.islice(first_rows(files, name, kind), SAMPLE_ROWS - len(rows))
+        rows += itertools.islice(found_rows(files, name, kind), SAMPLE_ROWS - len(rows))
         if len(rows) >= SAMPLE_ROWS:
             break
     return rows
@@ -149,10 +157,6 @@ def is_local(filesystem: Any) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def _parse_json(line: str, reading: Reading) -> Row:
-    return reading(from_json(line))
-
-
 def _parse_text(line: str, reading: Reading) -> Row:
     return reading(_text_row(line, reading.kind))
 
@@ -163,16 +167,18 @@ def _text_row(line: str, kind: str) -> Row:
     return {COLUMNS[kind][0]: line}
 
 
-def _checked(batch: pa.Table, reading: Reading, where: str) -> pa.Table:
-    """`batch` with the columns of the reading's kind; DataError at its first wrong row."""
+def _checked(batch: pa.Table, reading: Reading, where: str, bad: BadRows = NONE) -> pa.Table:
+    """`batch` with the columns of the reading's kind, without wrong rows, of which `bad` says what becomes."""
     import pyarrow as pa
 
-    rows, kind = [], reading.kind
-    for row in batch.to_pylist():
+    rows, kept, kind = list[Row](), list[int](), reading.kind
+    for number, row in enumerate(batch.to_pylist()):
         try:
             rows.append(reading(row))
+            kept.append(number)
         except ValueError as error:
-            raise DataError(f"{where}: a row {error}") from error
+            bad.add(where, f"a row {error}", number)
+    batch = batch.take(kept) if len(kept) < batch.num_rows else batch
     if not reading.is_plain:
         try:
             return pa.Table.from_pylist(rows, schema=reading.schema())
@@ -189,65 +195,63 @@ def _checked(batch: pa.Table, reading: Reading, where: str) -> pa.Table:
     return chosen.cast(pa.schema(list(zip(chosen.column_names, plain, strict=True))))
 
 
-def _csv_options(files: Files) -> dict[str, Any]:
-    """Every CSV column as a string (Arrow would guess), with line breaks inside quotes."""
-    from pyarrow import csv as arrow_csv
-    from pyarrow import string
-
-    with files.filesystem.open(files.paths[0], "r", encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    return {
-        "parse_options": arrow_csv.ParseOptions(newlines_in_values=True),
-        "convert_options": arrow_csv.ConvertOptions(column_types={name: string() for name in header}),
-    }
-
-
 def first_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
-    """(file and place, row) of one file as it stands there, without Ray."""
+    """(file and place, row) of one file as it stands there, without Ray; DataError at one that cannot be read."""
+    for where, row in found_rows(files, name, kind):
+        if isinstance(row, ValueError):
+            raise DataError(f"{where}: {row}")
+        yield where, row
+
+
+def found_rows(files: Files, name: str, kind: str) -> Iterator[tuple[str, Any]]:
+    """`first_rows`, with the ValueError that says what is wrong in the place of a row that cannot be read."""
     if files.format == "parquet":
         yield from parquet_rows(files, name)
         return
     with files.filesystem.open(name, "rb") as file:
-        if files.format == "csv":
-            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
-            yield from ((f"{name}, line {reader.line_num}", row) for row in reader)
-            return
-        if files.format == "jsonl" and name.endswith(".json") and is_array(file):
-            yield from ((f"{name}, row {number}:", row) for number, row in parsed_elements(file, name, from_json))
-            return
-        parse = from_json if files.format == "jsonl" else partial(_text_row, kind=kind)
-        yield from ((f"{name}, line {number}:", row) for number, row in parsed_lines(file, name, parse))
+        for where, row in file_rows(file, name, files.format):
+            try:
+                is_line = files.format == "text" and not isinstance(row, ValueError)
+                found = _text_row(row, kind) if is_line else row
+            except ValueError as error:
+                found = error
+            yield where, found
 
 
 def parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    start = 1
     try:
         with files.filesystem.open(name, "rb") as file:
             for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
-                yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist()))
+                yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist(), start))
+                start += batch.num_rows
     except pa.ArrowException as error:
         raise DataError(f"{name} is not a Parquet file: {error}") from error
 
 
-def hub_name(path: str) -> tuple[str, str]:
-    name, _, split = path[len(HUB) :].partition(":")
-    if not name:
-        raise DataError(f"{path!r} names no data set: write hf://name or hf://name:split")
-    return name, split or "train"
+def hub_name(path: str) -> tuple[str, str | None, str]:
+    """(name, configuration, split) of `hf://name[[:configuration]:split]`; DataError where it is not so."""
+    name, *parts = path[len(HUB) :].split(":")
+    if not name or len(parts) > 2 or not all(parts):
+        raise DataError(
+            f"{path!r} names no data set: write hf://name, hf://name:split or hf://name:configuration:split"
+        )
+    return name, parts[0] if len(parts) == 2 else None, parts[-1] if parts else "train"
 
 
 def hub_file(path: str) -> str:
-    """The set in the cache as one Parquet file, so that it streams like any other; downloaded once."""
+    """The set in this machine's cache as one Parquet file, so that it streams like any other; downloaded once."""
     import datasets
 
-    name, split = hub_name(path)
+    name, configuration, split = hub_name(path)
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        loaded = datasets.load_dataset(name, configuration, split=split)
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, those of splits ValueErrors
         raise DataError(f"cannot load {path} from the Hugging Face hub: {error}") from error
-    file = cache_dir() / "hub" / f"{digest(name, split, loaded._fingerprint)}.parquet"
+    file = cache_dir() / "hub" / f"{digest(name, configuration or '', split, loaded._fingerprint)}.parquet"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".part{os.getpid()}")

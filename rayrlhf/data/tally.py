@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from rayrlhf.data.bad_rows import SHOWN
 from rayrlhf.data.rows import digest
 from rayrlhf.errors import DataError
 
-READ, KEPT, CUT, TOO_LONG, EQUAL, EMPTY = "read", "kept", "cut", "too_long", "equal", "empty"
+READ, KEPT, CUT, TOO_LONG, EQUAL, EMPTY, BAD = "read", "kept", "cut", "too_long", "equal", "empty", "bad"
 DROPPED = {
+    BAD: "that cannot be read",
     TOO_LONG: "longer than max_tokens",
     EQUAL: "pairs of equal texts",
     EMPTY: "without an answer",
@@ -21,12 +23,21 @@ class _Counts:
 
     def __init__(self) -> None:
         self.batches: dict[str, dict[str, int]] = {}
+        self.bad: dict[str, str] = {}  # what is said of each row that cannot be read, by its place
 
     def add(self, batch: str, counts: dict[str, int]) -> None:
         self.batches[batch] = counts
 
+    def add_bad(self, where: str, said: str) -> list[str]:
+        self.bad[where] = said
+        return list(self.bad.values())
+
     def total(self) -> dict[str, int]:
-        return dict(sum(map(Counter, self.batches.values()), Counter[str]()))
+        bad = Counter({BAD: len(self.bad), READ: len(self.bad)})
+        return dict(sum(map(Counter, self.batches.values()), bad))
+
+    def all_bad(self) -> list[str]:
+        return list(self.bad.values())
 
 
 class Tally:
@@ -46,6 +57,21 @@ class Tally:
 
         task = ray.get_runtime_context().get_task_id() or ""
         ray.get(self._actor.add.remote(digest(task, repr(rows[:1]), repr(rows[-1:]), repr(counts)), counts))
+
+    def add_bad(self, where: str, said: str) -> list[str]:
+        """Called in a task, for a row that cannot be read; returns what is said of all of them so far.  The same place
+        counts once, however often it is read."""
+        import ray
+
+        found: list[str] = ray.get(self._actor.add_bad.remote(where, said))
+        return found
+
+    def bad(self) -> list[str]:
+        """What is said of each row that cannot be read."""
+        import ray
+
+        found: list[str] = ray.get(self._actor.all_bad.remote())
+        return found
 
     def counts(self) -> dict[str, int]:
         """Rows by what became of them: READ is the sum of KEPT and of all of DROPPED; CUT is a part of KEPT."""
@@ -68,11 +94,12 @@ def metrics(counts: dict[str, int], prefix: str = "") -> dict[str, float]:
     return {f"data/{prefix}{name}": value for name, value in named.items()}
 
 
-def report(path: str, counts: dict[str, int], max_share: float | None, prefix: str = "") -> dict[str, float]:
-    """Print the summary, check the share, and give the metrics."""
+def report(path: str, tally: Tally, max_share: float | None, prefix: str = "") -> dict[str, float]:
+    """Print the summary and the first rows that cannot be read, check the share, and give the metrics."""
+    counts = tally.counts()
     line = summary(path, counts)
     if line:
-        print(line, flush=True)
+        print("\n  ".join([line, *(tally.bad()[:SHOWN] if counts[BAD] else ())]), flush=True)
     check_share(path, counts, max_share)
     return metrics(counts, prefix)
 

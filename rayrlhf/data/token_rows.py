@@ -21,10 +21,14 @@ def token_rows(
     `tally` counts what becomes of them; `extras`: prompts keep their rows' other columns.
     """
     from rayrlhf.data import sources
+    from rayrlhf.data.bad_rows import BadRows
     from rayrlhf.data.packing import packed
+    from rayrlhf.data.tally import Tally
     from rayrlhf.data.tokenize import encoded
 
-    rows = sources.read(source.path, *data.reading(source, kind), with_extras=extras)
+    tally = tally or (Tally() if data.max_bad_rows else None)
+    bad = BadRows(data.max_bad_rows, tally)
+    rows = sources.read(source.path, *data.reading(source, kind), with_extras=extras, bad=bad)
     if data.packing is None:
         return encoded(rows, kind, tokenizer, data.max_tokens, data.too_long, data.turns, tally)
     return packed(encoded(rows, kind, tokenizer, sys.maxsize, tally=tally), data.max_tokens, data.packing)

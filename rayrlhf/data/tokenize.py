@@ -96,6 +96,8 @@ def _encoded(row: Row, kind: str, tokenizer: Any, max_tokens: int, too_long: str
     """What becomes of a row, and its token columns where it stays."""
     if _is_empty(row, kind):
         return EMPTY, None
+    if kind == "ranking" and len(row["ranked"]) < 2:
+        return EQUAL, None
     found, fate = encode_row(row, kind, tokenizer, turns), KEPT
     excess = max(map(len, _texts(found, kind))) - max_tokens
     if excess > 0:
@@ -105,8 +107,9 @@ def _encoded(row: Row, kind: str, tokenizer: Any, max_tokens: int, too_long: str
                 f"too_long to drop, truncate or truncate_prompt. The row: {shortened(row)}"
             )
         length = _prompt_length(found, kind)
-        if too_long == "truncate_prompt" and kind != "text" and length > excess:
-            found, fate = _cut_beginning(found, excess), CUT
+        start = int(_texts(found, kind)[0][0] == tokenizer.bos_token_id)  # the start token stays
+        if too_long == "truncate_prompt" and kind != "text" and length - start > excess:
+            found, fate = _cut_beginning(found, start, excess), CUT
         elif too_long != "drop" and length < max_tokens and (too_long == "truncate" or kind == "text"):
             found, fate = {name: _cut(value, max_tokens) for name, value in found.items()}, CUT
         else:
@@ -137,18 +140,18 @@ def _prompt_length(found: Row, kind: str) -> int:
     return 0 if kind == "text" else int(found["loss_mask"].index(True))
 
 
-def _cut_beginning(found: Row, excess: int) -> Row:
-    """An encoded row without the first `excess` tokens of its prompt."""
-    cut = {name: _without(value, excess) for name, value in found.items()}
+def _cut_beginning(found: Row, start: int, excess: int) -> Row:
+    """An encoded row without `excess` tokens of its prompt after the first `start`."""
+    cut = {name: _without(value, start, excess) for name, value in found.items()}
     return cut | ({"prompt_length": found["prompt_length"] - excess} if "prompt_length" in found else {})
 
 
-def _without(value: Any, excess: int) -> Any:
+def _without(value: Any, start: int, excess: int) -> Any:
     if not isinstance(value, list) or (value and isinstance(value[0], dict)):
         return value
     if value and isinstance(value[0], list):
-        return [text[excess:] for text in value]
-    return value[excess:]
+        return [text[:start] + text[start + excess :] for text in value]
+    return value[:start] + value[start + excess :]
 
 
 def fitting(ds: Dataset, microbatch_tokens: int) -> Dataset:

@@ -73,9 +73,13 @@ def check_data(data: DataConfig, kind: str, prefix: str = "data", tokenizer: Cal
         raise ConfigError(
             f"{prefix}.turns={data.turns} is for conversations in SFT, and has no effect on {kind} rows: leave it out"
         )
-    found = {source.path: sources.check(source.path, *data.reading(source, kind)) for source in data.all_sources}
+    found = {
+        source.path: sources.check(source.path, *data.reading(source, kind), max_bad_rows=data.max_bad_rows)
+        for source in data.all_sources
+    }
     if data.pretraining is not None:
-        sources.check(data.pretraining.path, data.pretraining.format or data.format, "text")
+        how = data.pretraining.format or data.format
+        sources.check(data.pretraining.path, how, "text", max_bad_rows=data.max_bad_rows)
     chats = {
         path: [row for row in rows if "messages" in row or isinstance(row.get("prompt"), list)]
         for path, rows in found.items()

@@ -140,7 +140,7 @@ def _rows(
     from rayrlhf.data.token_rows import token_rows
 
     def counted(path: str, counts: tally.Tally, prefix: str = "") -> dict[str, float]:
-        return tally.report(path, counts.counts(), data.max_dropped_share, prefix)
+        return tally.report(path, counts, data.max_dropped_share, prefix)
 
     mixed = mixture.load(data, kind, tokenizer, complete) if data.is_mixed else None
     if mixed is not None:

@@ -39,6 +39,7 @@ TALK = [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")]
 SHARED = [human("Q1"), gpt("A1"), human("Q2"), gpt("A2")]
 
 # kind, a row as it is published, the layout, the row as it is read
+PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     # TRL: prompt-completion, standard and conversational; language modelling, conversational
     ("prompt_completion", {"prompt": "Q", "completion": " A"}, "own", {"prompt": "Q", "completion": " A"}),
@@ -118,8 +119,8 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         "preference",
-        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
-        "conversational",
+        {"chosen": "The sky is blue.", "rejected": "The sky is green.", "id": 3},
+        "implicit_prompt",
         {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
     ),
     # UltraFeedback: the prompt as a string, whole conversations on both sides, the messages once more
@@ -185,6 +186,59 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         {"prompt": "Q", "responses": ["bad", "good", "fair"], "scores": [1, 3.5, 2]},
         "rated",
         {"prompt": "Q", "ranked": ["good", "fair", "bad"]},
+    ),
+    (
+        "ranking",
+        {"prompt": "Q", "responses": [assistant("b"), [assistant("a")], "c", "d"], "scores": [4, 5, 4, 1]},
+        "rated",
+        {"prompt": "Q", "ranked": ["a", "b", "d"]},
+    ),
+    (
+        "ranking",
+        {"prompt": "Q", "ranked": [[assistant("a")], assistant("b")]},
+        "own",
+        {"prompt": "Q", "ranked": ["a", "b"]},
+    ),
+    ("preference", {"prompt": "Q", "responses": ["b", "a"], "scores": [4, 5]}, "rated", PAIR),
+    ("preference_margin", {"prompt": "Q", "responses": ["b", "a"], "scores": [4, 5]}, "rated", PAIR | {"margin": 1.0}),
+    ("preference_margin", PAIR | {"score_chosen": 8, "score_rejected": 6.5}, "scored", PAIR | {"margin": 1.5}),
+    (
+        "preference_margin",
+        {"chosen": [user("Q"), assistant("A")], "rejected": [user("Q"), assistant("B")], "prompt": "Q"}
+        | {"score_chosen": 8.0, "score_rejected": 9.0},
+        "scored",
+        {"prompt": [user("Q")], "chosen": "A", "rejected": "B", "margin": -1.0},
+    ),
+    # LLaMA-Factory's labels, OpenRLHF's answers as messages, OpenAI's weights and text parts
+    (
+        "labelled",
+        {"instruction": "Q", "input": "", "output": "A", "kto_tag": True},
+        "alpaca",
+        {"prompt": [user("Q")], "completion": "A", "label": True},
+    ),
+    (
+        "prompt_completion",
+        {"input": [user("Q")], "output": [assistant("A")]},
+        "input_output",
+        {"messages": [user("Q"), assistant("A")], "num_given": 1},
+    ),
+    (
+        "prompt_completion",
+        {"messages": [user("Q1"), assistant("A1") | {"weight": 0}, user("Q2"), assistant("A2")], "system": "S"},
+        "messages",
+        {"messages": [system("S"), *TALK], "num_given": 3},
+    ),
+    (
+        "prompt_completion",
+        {"prompt": [{"role": "human", "content": [{"type": "text", "text": "Q"}]}], "completion": "A", "system": "S"},
+        "own",
+        {"prompt": [system("S"), user("Q")], "completion": "A"},
+    ),
+    (
+        "preference",
+        PAIR | {"system": "S"},
+        "own",
+        PAIR | {"prompt": [system("S"), user("Q")]},
     ),
     # verl's, OpenRLHF's and TRL's prompts
     (
@@ -274,8 +328,24 @@ def test_files_of_every_layout_go_through_ray(ray_local: None, tmp_path: Path) -
         ("preference", {"chosen": TALK[:3], "rejected": [*TALK[:2], user("x")]}, "chosen ends with a turn of the user"),
         ("labelled", {"messages": TALK, "label": "good"}, "label is good, not true or false"),
         ("scored", {"messages": TALK, "score": float("nan")}, "score is NaN, not a finite number"),
-        ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1, 1]}, "equal numbers, which are no ranking"),
-        ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1]}, "as many strings as finite numbers"),
+        ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1]}, "to be as many answers as numbers"),
+        ("ranking", {"prompt": "Q", "responses": ["a", 3], "scores": [1, 2]}, "responses holds 3, which is no message"),
+        ("ranking", {"prompt": "Q", "responses": ["a", "b"], "scores": [1, "x"]}, "scores is x, not a finite number"),
+        # whatever holds the question is not to be lost
+        (
+            "preference",
+            {"system": "S", "question": "Q", "chosen": "A", "rejected": "B"},
+            r"(?s)has no prompt: found .*question.*data.columns.prompt=question",
+        ),
+        ("preference", {"chosen": "4", "rejected": "5"}, "no common beginning, which would be the prompt: 4 and 5"),
+        (SFT, {"prompt": "Q", "completion": "A", "images": ["a.jpg"]}, "has images"),
+        (SFT, {"prompt": [user("Q"), {"role": "tool", "content": "7"}], "completion": "A"}, "a turn of a tool"),
+        (SFT, {"conversations": SHARED, "tools": '[{"name": "f"}]'}, "has tools .*not supported"),
+        (
+            SFT,
+            {"messages": [user("Q"), assistant("A") | {"weight": 1}, user("R"), assistant("B") | {"weight": 0}]},
+            r"the weights \[1, 0\] on its answers",
+        ),
     ],
 )
 def test_wrong_rows_are_shown_before_anything_starts(tmp_path: Path, kind: str, row: dict, words: str) -> None:
@@ -306,9 +376,9 @@ def test_a_layout_can_be_stated(tmp_path: Path) -> None:
     both = {"messages": TALK, "instruction": "Q", "output": "A"}
     assert recognise([("", both)], "prompt_completion", "alpaca")(both)["messages"] == [user("Q"), assistant("A")]
     with pytest.raises(
-        DataError, match="data.row_format=rated is no layout of preference rows; there are own, conversat"
+        DataError, match="data.row_format=rated is no layout of prompt_completion rows; there are own, conversat"
     ):
-        recognise([("", both)], "preference", "rated")
+        recognise([("", both)], "prompt_completion", "rated")
     (tmp_path / "a.jsonl").write_text(json.dumps(both) + "\n")
     with pytest.raises(DataError, match="has no prompt and no completion"):
         sources.check(str(tmp_path / "a.jsonl"), "auto", "prompt_completion", "own")
@@ -341,7 +411,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path, line: str, words: st
 def test_a_broken_array_names_its_element(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('\ufeff[{"text": "[x], ä"},\n {"text": "b"} , {"text": ]', encoding="utf-8")
-    with pytest.raises(DataError, match=r"a.json, row 2: element 3 of the array is not JSON .*text"):
+    with pytest.raises(DataError, match=r"a.json, row 3: element 3 of the array is not JSON .*text"):
         sources.check(str(path))
     path.write_text('[{"text": "a"}, {"text": 7}]')
     with pytest.raises(DataError, match=r"a.json, row 2: has text=7"):

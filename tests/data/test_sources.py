@@ -32,7 +32,7 @@ def _jsonl(path: Path, rows: list[dict]) -> str:
         ("a.jsonl", "[1]\n", "text", "line 1: is list"),
         ("a.jsonl", '{"in": "a", "out": "b"}\n', "prompt_completion", "no prompt and no completion.*'in', 'out'"),
         ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "prompts", "messages"),
-        ("a.csv", "prompt,chosen\na,b\n", "preference", "line 2 has no rejected: found .*'chosen', 'prompt'"),
+        ("a.csv", "prompt,chosen\na,b\n", "preference", "line 2: has no rejected: found .*'chosen', 'prompt'"),
         ("a.txt", "a\n", "preference", "plain text has no columns"),
         ("a.csv", "prompt,completion,label\na,b,good\n", "labelled", "label=good .*, not true or false"),
         ("a.jsonl", '{"prompt": "a", "completion": "b", "label": 2}\n', "labelled", "line 1: has label=2 .int.*1 or 0"),
