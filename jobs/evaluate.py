@@ -49,7 +49,7 @@ class EvaluateConfig(Section):
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each, as in ppo"
     )
-    prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[:split]")
+    prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[[:config]:split]")
     format: Format = Field(default="auto", description="how the prompt files are read")
     row_format: RowFormat = Field(default="auto", description="the columns that their rows have, as in data.row_format")
     columns: dict[str, str] = Field(default={}, description="a column's name here: its name in the files")

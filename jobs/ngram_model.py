@@ -25,7 +25,7 @@ class NgramModelConfig(Section):
     """A character n-gram model (Witten-Bell) of texts as they should be."""
 
     run: RunConfig = Field(description="which run this is")
-    data: str = Field(min_length=1, description="good text: a file, a folder, a glob or hf://name[:split]")
+    data: str = Field(min_length=1, description="good text: a file, a folder, a glob or hf://name[[:config]:split]")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     order: int = Field(default=5, ge=2, le=10, description="characters an n-gram: the predicted one and its history")
     min_count: int = Field(default=1, ge=1, description="n-grams of 3 and more seen less often are left out")

@@ -25,7 +25,7 @@ class QualityClassifierConfig(Section):
     """Logistic regression on hashed n-grams of words and characters: good texts against bad or unfiltered ones."""
 
     run: RunConfig = Field(description="which run this is")
-    good: str = Field(min_length=1, description="good texts: a file, a folder, a glob or hf://name[:split]")
+    good: str = Field(min_length=1, description="good texts: a file, a folder, a glob or hf://name[[:config]:split]")
     bad: str = Field(min_length=1, description="bad texts, or any")
     format: Format = Field(default="auto", description="how files are read; auto goes by their extension")
     word_ngram: int = Field(default=2, ge=1, le=5, description="longest n-gram of words, or Chinese characters")

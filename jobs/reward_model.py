@@ -46,7 +46,7 @@ class RewardModelConfig(FineTuneConfig):
     demonstrations: str | None = Field(
         default=None,
         description="prompt/completion rows whose mean score is to be 0 in the saved model (and in validations): a "
-        "file, a folder, a glob or hf://name[:split], read as `data`; null: scores stay as the loss left them",
+        "file, a folder, a glob or hf://name[[:config]:split], read as `data`; null: scores stay as the loss left them",
     )
     num_demonstrations: int = Field(
         default=512, ge=MIN_DEMONSTRATIONS, description="how many of them, chosen by a hash of their text"

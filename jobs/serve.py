@@ -116,13 +116,14 @@ def start(config: ServeConfig) -> str:
     """Deploy on the connected cluster and wait until the application answers.
 
     Returns the base URL, `http://HOST:PORT/v1`.  Raises RoleError when a replica cannot start,
-    ResourceError when it is not up within `start_deadline_s`.
+    ResourceError when it is not up within `start_deadline_s`, ConfigError when Ray Serve listens elsewhere already.
     """
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
     _quiet()
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+    _check_listens(config)
     app = build_openai_app(
         {
             "llm_configs": [LLMConfig(**llm_settings(config))],
@@ -132,6 +133,20 @@ def start(config: ServeConfig) -> str:
     serve.run_many([serve.RunTarget(app, name=APP_NAME)], wait_for_applications_running=False)
     _wait_until_running(config.start_deadline_s)
     return f"http://{config.host}:{config.port}/v1"
+
+
+def _check_listens(config: ServeConfig) -> None:
+    """Ray Serve has one address a cluster, settled by whoever started it first; it says nothing of other wishes."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    running = client.get_serve_details()["http_options"]
+    if (running["host"], running["port"]) != (config.host, config.port):
+        raise ConfigError(
+            f"Ray Serve runs on this cluster already and listens on {running['host']}:{running['port']}, not on "
+            f"{config.host}:{config.port}: set host={running['host']} port={running['port']}, or end it with "
+            "`serve shutdown`"
+        )
 
 
 def _quiet() -> None:

@@ -119,6 +119,12 @@ def test_the_context_is_the_configured_one(server) -> None:
         serve.ask(server[0], "tiny", "x" * 101, max_tokens=1)
 
 
+def test_another_port_than_the_running_server_has_is_refused(server, tiny_model) -> None:
+    port = urlsplit(server[0]).port
+    with pytest.raises(ConfigError, match=f"listens on 127.0.0.1:{port}, not on .*: set host=127.0.0.1 port={port}"):
+        serve.start(serve.ServeConfig(model=tiny_model("llama"), port=free_port()))
+
+
 def test_the_server_books_one_cpu(server) -> None:
     import ray
 
@@ -129,7 +135,7 @@ def test_the_server_books_one_cpu(server) -> None:
 def test_a_replica_that_cannot_start_is_reported(tiny_model, ray_local, tmp_path, server) -> None:
     """Stands last, as it takes the module's server down.  One sequence does not fit this KV cache."""
     serve.stop()
-    config = serve.ServeConfig(model=tiny_model("llama"), port=free_port(), kv_cache_gib=1e-6)
+    config = serve.ServeConfig(model=tiny_model("llama"), port=urlsplit(server[0]).port, kv_cache_gib=1e-6)
     with pytest.raises(RoleError, match="could not be served"):
         serve.start(config)
 
