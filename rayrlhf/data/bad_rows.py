@@ -21,19 +21,12 @@ class BadRows:
     limit: int = 0
     tally: Tally | None = None
 
-    def add(self, where: str, why: str, number: int | None = None) -> None:
-        """One more, at a file and place, or the one of that `number` in the batch of a Ray task, which knows no place.
+    def add(self, where: str, why: str, key: str | None = None) -> None:
+        """One more, at a file and place; what is counted once is the place, or the `key` where several rows share it.
         DataError when they are more than the limit."""
         said = f"{where}: {why}"
-        bad = [said] if not self.limit or self.tally is None else self.tally.add_bad(_key(where, number), said)
+        bad = [said] if not self.limit or self.tally is None else self.tally.add_bad(key or where, said)
         check_bad(bad, self.limit)
-
-
-def _key(where: str, number: int | None) -> str:
-    """The same when a task is tried again."""
-    import ray
-
-    return where if number is None else f"{ray.get_runtime_context().get_task_id()} {where} {number}"
 
 
 NONE = BadRows()

@@ -172,12 +172,14 @@ def _checked(batch: pa.Table, reading: Reading, where: str, bad: BadRows = NONE)
     import pyarrow as pa
 
     rows, kept, kind = list[Row](), list[int](), reading.kind
-    for number, row in enumerate(batch.to_pylist()):
+    given = batch.to_pylist()
+    for number, row in enumerate(given):
         try:
             rows.append(reading(row))
             kept.append(number)
         except ValueError as error:
-            bad.add(where, f"a row {error}", number)
+            # a batch does not know its place in the file, but is the same each time it is read
+            bad.add(where, f"a row {error}", digest(where, repr(given[0]), repr(given[-1]), str(number)))
     batch = batch.take(kept) if len(kept) < batch.num_rows else batch
     if not reading.is_plain:
         try:

@@ -265,7 +265,7 @@ def test_check_lengths_names_the_way_out():
 
 
 def test_nothing_that_changes_the_distribution_can_be_set():
-    assert set(SamplingConfig.model_fields) == {"temperature", "max_new_tokens"}
+    assert set(SamplingConfig.model_fields) == {"temperature", "max_new_tokens", "stop_strings"}
     with pytest.raises(ValueError, match="top_p"):
         SamplingConfig.model_validate({"top_p": 0.9})
     with pytest.raises(ValueError, match="temperature"):
