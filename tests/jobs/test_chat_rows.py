@@ -18,6 +18,7 @@ from rayrlhf.data.config import DataConfig
 from rayrlhf.data.conversation import encode_conversation
 from rayrlhf.data.templates import encode_prompt
 from rayrlhf.errors import ConfigError, DataError
+from rayrlhf.models.causal_lm import stop_strings
 from rayrlhf.training.config import TrainConfig
 from rayrlhf.training.launcher import _rows
 from tests.conftest import byte_tokenizer
@@ -47,10 +48,17 @@ def test_sft_learns_conversations_and_saves_its_template(tiny_model, tmp_path, c
     config = load(
         sft.SFTConfig,
         None,
-        given(tmp_path, tiny_model("llama"), write(tmp_path / "a.jsonl", rows), "chat_template=roles"),
+        given(
+            tmp_path,
+            tiny_model("llama"),
+            write(tmp_path / "a.jsonl", rows),
+            "chat_template=roles",
+            'stop_strings=["###"]',
+        ),
     )
     sft.check(config)
     stage = find_stage(sft.run(config))
+    assert stop_strings(stage.model_dir) == ["###"]
     assert (
         "a.jsonl: of 16 rows 1 dropped (longer than max_tokens), 1 dropped (without an answer)"
         in capfd.readouterr().out
@@ -157,7 +165,7 @@ def test_a_template_ends_sampling_and_serving(tiny_model, tmp_path) -> None:
     for vLLM's server, which reads generation_config.json."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end, stop_strings
+    from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, save, set_end
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_model("llama"), folder)

@@ -207,8 +207,9 @@ def test_what_the_learners_are_given(estimator, normaliser, kl_kind, tmp_path):
             given.append("algorithm.group_size=2")
         return load(ppo.PPOConfig, None, given)
 
-    chosen = config(**{"sampling.temperature": 0.7})
+    chosen = config(**{"sampling.temperature": 0.7, "sampling.stop_strings": ["###"]})
     expected = {"temperature": 0.7, "normaliser": normaliser, "normaliser_constant": 12.0, "kl_kind": kl_kind}
+    expected |= {"stop_strings": ("###",)}
     steps = 2 * 2 * 2  # RL steps, epochs, minibatches
     assert ppo.learner_arguments(chosen, "policy") == expected | {"config": chosen.policy, "total_steps": steps}
     more = {"policy.normaliser": "constant", "policy.normaliser_constant": 7, "algorithm.kl.kind": "k2"}

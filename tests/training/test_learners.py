@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rayrlhf.batches import CriticBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DivergenceError, ModelError
+from rayrlhf.models.causal_lm import stop_strings
 from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.critic_learner import CriticLearner, explained_variance
@@ -209,6 +210,13 @@ def test_the_update_ends_where_the_policy_went_too_far(tiny_model):
     free_metrics = free.update(policy_batch(rollouts, free.logprobs(rollouts)), step=1)
     assert free_metrics["policy/optimizer_steps"] == 100
     assert free_metrics["policy/approxkl_avg"] > metrics["policy/approxkl_avg"]
+
+
+def test_stop_strings_of_the_sampling_are_saved_with_the_model(tiny_model, tmp_path):
+    config = PolicyUpdateConfig(engine=SGD, minibatch=4)
+    learner = PolicyLearner(tiny_model("llama"), config, TEMPERATURE, total_steps=1, seed=3, stop_strings=("###",))
+    learner.save(str(tmp_path / "model"), str(tmp_path / "state"))
+    assert stop_strings(str(tmp_path / "model")) == ["###"]
 
 
 def test_the_saved_model_is_the_moving_average(tiny_model, tmp_path):
