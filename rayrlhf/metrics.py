@@ -15,19 +15,23 @@ from typing import Any, TextIO
 
 import fsspec
 
+ROW_KEYS = ("stage", "step", "time_s", "total_steps")  # of a row of metrics.jsonl; the rest are metrics
+
 
 class MetricsLog:
     """Every value of a stage goes to `metrics.jsonl`, TensorBoard and `ray.util.metrics`.
 
     `directory` is the run's (`runs/NAME`).  The Ray gauges carry the tags run and stage, and are
     there only where Ray is connected.  Rows of `stage` after step `done`, left by a run that was cut
-    off or is being replaced, are dropped: each step stands in the file once.
+    off or is being replaced, are dropped: each step stands in the file once.  Every row says `total_steps`, how
+    many the stage takes; 0 for a stage of one row.
     """
 
-    def __init__(self, directory: str, stage: str, done: int = -1) -> None:
+    def __init__(self, directory: str, stage: str, total_steps: int, done: int = -1) -> None:
         filesystem, self.directory = fsspec.core.url_to_fs(directory)
         self._board_directory = f"{directory.rstrip('/')}/tensorboard/{stage}"
         self.stage, self.run = stage, os.path.basename(self.directory.rstrip("/"))
+        self.total_steps = total_steps
         self.is_local = "file" in filesystem.protocol
         self._filesystem = filesystem
         filesystem.makedirs(self.directory, exist_ok=True)
@@ -52,7 +56,8 @@ class MetricsLog:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one step's metrics, `{name: float}`."""
-        row = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
+        row: dict[str, Any] = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
+        row["total_steps"] = self.total_steps
         row |= {name: _plain(value) for name, value in metrics.items()}
         self._write(json.dumps(row))
         for name, value in metrics.items():
@@ -106,7 +111,7 @@ class MetricsLog:
 
 def console_line(stage: str, step: int, total: int, metrics: dict[str, float], keys: dict[str, str]) -> str:
     """One line a step: `keys` maps a metric's name to its short label; absent metrics are left out."""
-    parts = [f"{label} {_short(metrics[name])}" for name, label in keys.items() if name in metrics]
+    parts = [f"{label} {short(metrics[name])}" for name, label in keys.items() if name in metrics]
     return f"{stage} {step:>{len(str(total))}}/{total}  " + "  ".join(parts)
 
 
@@ -116,7 +121,8 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number in few characters."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:

@@ -345,7 +345,7 @@ class _Report:
 
     def __init__(self, stage: Stage, done: int) -> None:
         self.name, self.total = stage.name, stage.total_steps
-        self.log = MetricsLog(stage.run.directory, stage.name, done or -1)
+        self.log = MetricsLog(stage.run.directory, stage.name, stage.total_steps, done or -1)
         self.bar: Any = None
         if stage.is_terminal:
             from ray.experimental import tqdm_ray  # draws on the driver's terminal

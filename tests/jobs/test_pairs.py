@@ -67,6 +67,9 @@ def test_samples_are_ranked_and_written_as_preference_rows(
         assert metrics[f"pairs/margin_{split}"] == pytest.approx(sum(margins) / len(margins))
         sources.check(folder, "auto", "preference")
     assert set(stage.manifest["parents"]) == {"model", "data", "validation", "reward_function"}
+    logged = [json.loads(line) for line in (tmp_path / "try" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["total_steps"]) for row in logged] == [(step, 6) for step in range(1, 7)], "20 / 7, twice"
+    assert "pairs/score_train" in logged[2] and "pairs/score_validation" in logged[3]
 
 
 def test_a_ranker_with_another_tokenizer_is_given_the_text(
