@@ -46,10 +46,14 @@ def _watch(directory: str, stage: str | None, once: bool, interval: float) -> No
 
     console, run = Console(), WatchedRun(directory)
 
+    if stage and run.view().stage(stage) is None:
+        known = ", ".join(found.name for found in run.view().stages) or "none yet"
+        raise ConfigError(f"--stage {stage}: {directory} has no such stage; there are {known}")
+
     def look() -> RenderableType:
         now = time.time()
         view = run.view(now)
-        chosen = view.stage(stage) if stage else view.newest
+        chosen = (view.stage(stage) if stage else None) or view.newest
         return draw(view, chosen, run.samples(chosen.name) if chosen else (0, []), now)
 
     if once or not console.is_terminal:

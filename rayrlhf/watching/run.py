@@ -59,13 +59,9 @@ class View:
         """The stage with the latest sign of life."""
         return min(self.stages, key=lambda stage: stage.silent_s, default=None)
 
-    def stage(self, name: str) -> StageView:
-        """Raises ConfigError for a stage that is not there."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        known = ", ".join(stage.name for stage in self.stages) or "none yet"
-        raise ConfigError(f"--stage {name}: {self.directory} has no such stage; there are {known}")
+    def stage(self, name: str) -> StageView | None:
+        """The stage of that name, None where it is not there."""
+        return next((stage for stage in self.stages if stage.name == name), None)
 
 
 class WatchedRun:
@@ -108,8 +104,8 @@ class WatchedRun:
         path = f"{folder}/{names[-1]}"
         mark = (path, self._mark(path))
         if self._samples[0] != mark:
-            lines = self._filesystem.cat_file(path).split(b"\n")[:NUM_SAMPLES]
-            self._samples = mark, [json.loads(line) for line in lines if line.strip()]
+            lines = self._filesystem.cat_file(path).split(b"\n")[:-1]  # the last one may be half written
+            self._samples = mark, [json.loads(line) for line in lines[:NUM_SAMPLES]]
         return int(names[-1].removeprefix("step_").removesuffix(".jsonl")), self._samples[1]
 
     def _check(self) -> None:
