@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "watch":
         from jobs import watch
 
-        return watch.main(rest)
+        return watch.watch(rest)
     if name in SUBMISSION:
         from jobs import submission
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.errors import ConfigError, UserError
+from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
@@ -169,6 +170,9 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
         print(to_yaml(config), end="")
         return 0
     is_dry = "--dry-run" in arguments.flags
+    run = getattr(config, "run", None)  # serve writes no run
+    if run is not None:
+        check_trackers(run)
     job.check(config)
     if job.cluster:
         return _dry_run(job, config) if is_dry else _run_on_cluster(job, config, listen)

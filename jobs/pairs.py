@@ -171,7 +171,8 @@ async def _run(config: PairsConfig) -> str:
         rankings = [_Ranking(config, split, groups, os.path.join(folder, split)) for split in config.splits]
         for ranking in rankings:
             await asyncio.to_thread(ranking.read)
-        log, done = MetricsLog(config.run.directory, KIND, sum(ranking.num_batches for ranking in rankings)), 0
+        total, done = sum(ranking.num_batches for ranking in rankings), 0
+        log = MetricsLog(config.run.directory, KIND, total, trackers=config.run.trackers, config=describe)
         for ranking in rankings:
             metrics |= await ranking.run(log, console, done)
             done += ranking.num_batches

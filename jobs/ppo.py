@@ -331,7 +331,7 @@ async def _run(config: PPOConfig) -> str:
     placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     stopwatch, done = Stopwatch(), progress.step if found.stage else -1
-    log = MetricsLog(config.run.directory, "ppo", loop.steps, done)
+    log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)
     texts = _texts(config, tokenizer, progress.batches)
     try:
         roles = await _start(config, placement, groups, stopwatch, texts, originals)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from jobs.command import USER_ERROR, ToolParser, complain
 from rayrlhf.errors import ConfigError, UserError
 
 
-def main(argv: Sequence[str]) -> int:
+def watch(argv: Sequence[str]) -> int:
     """Returns the exit code: 0, also after Ctrl-C; 2 for what is no run."""
     parser = ToolParser(prog="rayrlhf watch", description="Watch a run, live or finished.", allow_abbrev=False)
     parser.add_argument("run", help="its folder or URI, or its name under runs/")
@@ -70,7 +69,3 @@ def _watch(directory: str, stage: str | None, once: bool, interval: float) -> No
 def _directory(run: str) -> str:
     under = os.path.join("runs", run)
     return under if not os.path.exists(run) and os.path.isdir(under) else run
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

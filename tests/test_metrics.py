@@ -3,7 +3,11 @@
 import json
 import math
 
+import pytest
+
+from rayrlhf import metrics
 from rayrlhf.metrics import MetricsLog, console_line
+from rayrlhf.trackers.base import StageOfRun
 
 
 def test_each_step_stands_in_the_log_once(tmp_path):
@@ -39,6 +43,38 @@ def test_the_log_appends_lines_that_any_json_parser_reads(tmp_path):
         ("ppo", 2, 0.5, None),
     ]
     assert list((tmp_path / "run" / "tensorboard" / "ppo").iterdir())
+
+
+def test_trackers_get_every_step_are_rewound_and_told_of_an_error(tmp_path, monkeypatch):
+    told: list[tuple] = []
+
+    class Fake:
+        def log(self, step, metrics):
+            told.append((step, metrics))
+
+        def rewind(self, done):
+            told.append(("rewind", done))
+
+        def close(self, is_failed):
+            told.append(("close", is_failed))
+
+    def opened(names, stage):
+        told.append((names, stage))
+        return [Fake(), Fake()]
+
+    monkeypatch.setattr(metrics, "open_trackers", opened)
+    log = MetricsLog(str(tmp_path / "run"), "ppo", 3, 1, ("wandb",), {"lr": 0.5})
+    log.log(2, {"objective/kl": 0.25})
+    log.rewind(1)
+    log.close()
+    assert told[0] == (("wandb",), StageOfRun(str(tmp_path / "run"), "ppo", 1, {"lr": 0.5})) and told[0][1].run == "run"
+    assert told[1::2] == told[2::2] == [(2, {"objective/kl": 0.25}), ("rewind", 1), ("close", False)]
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            log.close()
+    assert told[-1] == ("close", True)
 
 
 def test_the_console_line_is_short():

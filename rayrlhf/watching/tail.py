@@ -50,8 +50,6 @@ class Tail:
         """What follows the position; None where the file is another one now, or gone."""
         try:
             size = self._filesystem.info(self.path)["size"]
-            if size < self._position:
-                return None
             start, end = self._position - len(self._mark), min(size, self._position + _BLOCK)
             data: bytes = self._filesystem.cat_file(self.path, start=start, end=end) if end > start else b""
         except FileNotFoundError:

@@ -83,6 +83,8 @@ def _until(terminal: int, expected: str) -> str:
 
 
 def test_it_loads_nothing_heavy():
-    code = "import sys; from jobs import watch; watch.main(['/']); print({'torch', 'ray', 'jinja2'} & set(sys.modules))"
+    code = (
+        "import sys; from jobs.watch import watch; watch(['/']); print({'torch', 'ray', 'jinja2'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

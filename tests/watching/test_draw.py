@@ -40,7 +40,7 @@ def live(tmp_path):
     ppo[0]["eval/gold"] = 0.125
     (run / "metrics.jsonl").write_text(lines(*sft, *ppo))
     (run / "ppo" / "samples").mkdir(parents=True)
-    sample = {"prompt": NASTY, "response": "and so on", "score": 1.5, "gold": 0.75}
+    sample = {"prompt": NASTY, "response": "and [/bold]", "score": 1.5, "gold": 0.75}
     (run / "ppo" / "samples" / "step_000000.jsonl").write_text(json.dumps(sample) + "\n")
     return run
 
@@ -60,7 +60,7 @@ def test_a_live_run(live, width):
 
 def test_text_of_a_model_is_shown_and_not_obeyed(live):
     text = screen(live)
-    assert "[bold red]bad[/bold red] \ufffd[2J\ufffd next and so on" in text
+    assert "[bold red]bad[/bold red] \ufffd[2J\ufffd next and [/bold]" in text
     assert "\x1b" not in text and "\u202e" not in text
 
 
