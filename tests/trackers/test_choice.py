@@ -34,6 +34,7 @@ def test_what_writes_to_a_disk_needs_one(monkeypatch, tracker, variable):
     monkeypatch.setattr(choice, "find_spec", lambda name: object())
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv(variable, raising=False)
+    check_trackers(RunConfig(name="x", root="file:///runs", trackers=(tracker,)))
     stored = RunConfig(name="x", root="memory://runs", trackers=(tracker,))
     with pytest.raises(ConfigError, match=f"memory://runs/x is none: set the environment variable {variable}"):
         check_trackers(stored)

@@ -65,9 +65,10 @@ def history(found: list[Any]) -> list[dict[str, float]]:
     return rows
 
 
-def offline(run: Path) -> list[list[Any]]:
-    """The records of each process that logged, the first one first."""
-    return [records(path) for path in sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)]
+def offline(folder: Path) -> list[list[Any]]:
+    """The records of each W&B run in a folder."""
+    wandb.teardown()  # waits for W&B's own process, which writes them
+    return [records(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
 
 
 def test_wandb_offline(tmp_path: Path) -> None:
@@ -95,12 +96,13 @@ def test_wandb_offline(tmp_path: Path) -> None:
 def test_a_resumed_stage_goes_on_in_its_wandb_run_and_a_new_one_gets_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
-    (tmp_path / "elsewhere").mkdir()
-    for steps, done in (({1: 3.0, 2: 2.0}, -1), ({2: 9.0}, 1), ({1: 5.0}, -1)):
+    found = []
+    for number, (steps, done) in enumerate((({1: 3.0, 2: 2.0}, -1), ({2: 9.0}, 1), ({1: 5.0}, -1))):
+        (tmp_path / f"{number}").mkdir()
+        monkeypatch.setenv("WANDB_DIR", str(tmp_path / f"{number}"))
         logged(tmp_path / "demo", "wandb", "ppo", steps, done)
+        found += offline(tmp_path / f"{number}")
     assert not (tmp_path / "demo" / "wandb").exists()
-    found = offline(tmp_path / "elsewhere")
     ids = [record.run.run_id for one in found for record in one if record.WhichOneof("record_type") == "run"]
     assert len(ids) == 3 and ids[0] == ids[1] != ids[2]
     assert history(found[1]) == [{"loss/train": 9.0, "step": 2}]
