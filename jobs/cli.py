@@ -1,5 +1,5 @@
 """`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`; and tools:
-`rayrlhf submit JOB ...` on a cluster, `rayrlhf doctor`."""
+`rayrlhf submit JOB ...` on a cluster, `rayrlhf watch RUN`, `rayrlhf doctor`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ SUBMISSION = {
     "logs": "show, or follow, what a job prints",
     "stop": "end a job, resumably",
 }
-TOOLS = SUBMISSION | {"doctor": "say what is missing on this machine and how to mend it"}
+TOOLS = SUBMISSION | {
+    "watch": "a run in the terminal, live or finished: watch RUN [--stage STAGE] [--once] [--interval S]",
+    "doctor": "say what is missing on this machine and how to mend it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rayrlhf import doctor
 
         return doctor.main(rest)
+    if name == "watch":
+        from jobs import watch
+
+        return watch.watch(rest)
     if name in SUBMISSION:
         from jobs import submission
 

@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 a `UserError` (one message, no traceback), 130 interrupted
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
@@ -18,10 +19,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.errors import ConfigError, UserError
+from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
@@ -33,6 +35,13 @@ INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
 # Ray Data adds advice about retries to what its tasks raise; it does not mend a user's rows
 _RETRIES = re.compile(r"\nFailed to .* attempts \(")
+
+
+class ToolParser(argparse.ArgumentParser):
+    """Of a tool such as `rayrlhf submit`, which is no job; its errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. {self.format_usage().strip()}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,9 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
         print(to_yaml(config), end="")
         return 0
     is_dry = "--dry-run" in arguments.flags
+    run = getattr(config, "run", None)  # serve writes no run
+    if run is not None:
+        check_trackers(run)
     job.check(config)
     if job.cluster:
         return _dry_run(job, config) if is_dry else _run_on_cluster(job, config, listen)

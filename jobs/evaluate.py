@@ -230,7 +230,7 @@ async def _run(config: EvaluateConfig) -> str:
     rows = sample_rows(policy, baseline)
     with open(os.path.join(writer.state_dir, "samples.jsonl"), "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    log = MetricsLog(config.run.directory, "evaluate")
+    log = MetricsLog(config.run.directory, "evaluate", 0, trackers=config.run.trackers, config=describe)
     log.log(0, metrics)
     log.close()
     _show(metrics, rows)

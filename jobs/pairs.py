@@ -159,21 +159,29 @@ async def _run(config: PairsConfig) -> str:
 
     root, describe, made_from = config.run.stage(KIND), config.model_dump(mode="json"), parents(config)
     claim(root, config, made_from)
-    writer, log, console = StageWriter(root, step=0), MetricsLog(config.run.directory, KIND), Console()
+    writer, console = StageWriter(root, step=0), Console()
     placement = Placement.reserve(config.layout.only(ROLES), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
     metrics: dict[str, float] = {}
+    log: MetricsLog | None = None
     try:
         groups |= _groups(config, placement)
         await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
-        for split in config.splits:
-            ranking = _Ranking(config, split, groups, os.path.join(writer.state_dir, "preference", split))
-            metrics |= await ranking.run(log, console)
+        folder = os.path.join(writer.state_dir, "preference")
+        rankings = [_Ranking(config, split, groups, os.path.join(folder, split)) for split in config.splits]
+        for ranking in rankings:
+            await asyncio.to_thread(ranking.read)
+        total, done = sum(ranking.num_batches for ranking in rankings), 0
+        log = MetricsLog(config.run.directory, KIND, total, trackers=config.run.trackers, config=describe)
+        for ranking in rankings:
+            metrics |= await ranking.run(log, console, done)
+            done += ranking.num_batches
     finally:
         for group in groups.values():
             group.stop()
         placement.release()
-        log.close()
+        if log is not None:
+            log.close()
     return writer.finish(KIND, describe, made_from, metrics)
 
 
@@ -220,28 +228,36 @@ class _Ranking:
             folders = model_folder(config.reward_model), model_folder(config.model)
             self.reward = judge(self.reward, *folders, self.originals, config.forward_tokens)
 
-    async def run(self, log: MetricsLog, console: Console) -> dict[str, float]:
-        """Write all pairs; returns the split's metrics.  Raises DataError when there is none."""
+    def read(self) -> None:
+        """Read and encode the prompts.  Raises DataError when none is short enough."""
+        self.rows = self._prompts()
+        self.num_prompts = self.rows.count()
+        self.num_batches = -(-self.num_prompts // self.config.batch)
+        if not self.num_prompts:
+            most = self.config.prompts.max_tokens
+            raise DataError(f"{self.path}: no prompt has at most prompts.max_tokens={most} tokens; raise it")
+
+    async def run(self, log: MetricsLog, console: Console, done: int) -> dict[str, float]:
+        """Write all pairs, the first batch as step `done` + 1; returns the split's metrics.  Raises DataError when
+        there is none."""
         from pyarrow import parquet
 
         from rayrlhf.metrics import console_line
 
-        rows = await asyncio.to_thread(self._prompts)
-        count = rows.count()
         os.makedirs(self.folder)
         out: parquet.ParquetWriter | None = None
         try:
-            for step, batch in enumerate(self._batches(rows), start=1):
+            for step, batch in enumerate(self._batches(self.rows), start=1):
                 table, metrics = await self._rank(batch)
                 out = out or parquet.ParquetWriter(os.path.join(self.folder, "pairs.parquet"), table.schema)
                 out.write_table(table)
-                log.log(step, {f"{name}_{self.split}": value for name, value in metrics.items()})
-                line = console_line(f"{KIND} {self.split}", step, -(-count // self.config.batch), metrics, LABELS)
+                log.log(done + step, {f"{name}_{self.split}": value for name, value in metrics.items()})
+                line = console_line(f"{KIND} {self.split}", step, self.num_batches, metrics, LABELS)
                 console.print(line, highlight=False)
         finally:
             if out is not None:
                 out.close()
-        self._require_pairs(count)
+        self._require_pairs()
         counts = {"prompts": self.totals.num_prompts, "pairs": self.totals.num_pairs}
         metrics = {f"{name}_{self.split}": value for name, value in self.totals.means().items()}
         return metrics | self.counts | {f"data/{self.split}_{name}": float(count) for name, count in counts.items()}
@@ -291,17 +307,13 @@ class _Ranking:
         table = pa.Table.from_pylist([vars(pair) for pair in found], schema=schema)
         return table, self.totals.add(found, scores, len(prompts))
 
-    def _require_pairs(self, count: int) -> None:
+    def _require_pairs(self) -> None:
         config = self.config
-        if not count:
-            raise DataError(
-                f"{self.path}: no prompt has at most prompts.max_tokens={config.prompts.max_tokens} tokens; raise it"
-            )
         if not self.totals.num_pairs:
             raise DataError(
-                f"none of {count} prompts of {self.path} gave a pair: of a prompt's {config.samples} samples fewer "
-                f"than two had ended, or they were alike, or within min_margin={config.min_margin} of each other. "
-                "Raise samples or sampling.max_new_tokens, or lower min_margin"
+                f"none of {self.num_prompts} prompts of {self.path} gave a pair: of a prompt's {config.samples} "
+                f"samples fewer than two had ended, or they were alike, or within min_margin={config.min_margin} of "
+                "each other. Raise samples or sampling.max_new_tokens, or lower min_margin"
             )
 
 

@@ -330,7 +330,8 @@ async def _run(config: PPOConfig) -> str:
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
     placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
     groups: dict[str, Any] = {}
-    stopwatch, log = Stopwatch(), MetricsLog(config.run.directory, "ppo", progress.step if found.stage else -1)
+    stopwatch, done = Stopwatch(), progress.step if found.stage else -1
+    log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)
     texts = _texts(config, tokenizer, progress.batches)
     try:
         roles = await _start(config, placement, groups, stopwatch, texts, originals)

@@ -13,7 +13,7 @@ from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
 
 # How long to wait, what to keep, when to give up: after an error that says to raise one, the run still resumes.
-NO_INPUTS = ("when_changed", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks")
+NO_INPUTS = ("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks")
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,40 @@ import json
 import math
 import os
 import re
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import fsspec
 
+from rayrlhf.trackers.base import StageOfRun
+from rayrlhf.trackers.choice import open_trackers
+
+ROW_KEYS = ("stage", "step", "time_s", "total_steps")  # of a row of metrics.jsonl; the rest are metrics
+
 
 class MetricsLog:
-    """Every value of a stage goes to `metrics.jsonl`, TensorBoard and `ray.util.metrics`.
+    """Every value of a stage goes to `metrics.jsonl`, `ray.util.metrics` and the run's trackers.
 
-    `directory` is the run's (`runs/NAME`).  The Ray gauges carry the tags run and stage, and are
-    there only where Ray is connected.  Rows of `stage` after step `done`, left by a run that was cut
-    off or is being replaced, are dropped: each step stands in the file once.
+    `directory` is the run's (`runs/NAME`), `config` the stage's resolved configuration.  The Ray gauges carry the tags
+    run and stage, and are there only where Ray is connected.  Rows of `stage` after step `done`, left by a run that was
+    cut off or is being replaced, are dropped: each step stands in the file once.  Every row says `total_steps`, how
+    many the stage takes; 0 for a stage of one row.
     """
 
-    def __init__(self, directory: str, stage: str, done: int = -1) -> None:
+    def __init__(
+        self,
+        directory: str,
+        stage: str,
+        total_steps: int,
+        done: int = -1,
+        trackers: Sequence[str] = ("tensorboard",),
+        config: dict[str, Any] | None = None,
+    ) -> None:
         filesystem, self.directory = fsspec.core.url_to_fs(directory)
-        self._board_directory = f"{directory.rstrip('/')}/tensorboard/{stage}"
         self.stage, self.run = stage, os.path.basename(self.directory.rstrip("/"))
+        self.total_steps = total_steps
         self.is_local = "file" in filesystem.protocol
         self._filesystem = filesystem
         filesystem.makedirs(self.directory, exist_ok=True)
@@ -35,35 +51,39 @@ class MetricsLog:
         self._path = f"{self.directory}/metrics{'' if self.is_local else '-' + stage}.jsonl"
         self._gauges: dict[str, Any] = {}
         self._open(done)
+        self._trackers = open_trackers(trackers, StageOfRun(directory, stage, done, config or {}))
 
     def _open(self, done: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._lines = self._earlier(done)
         self._file: TextIO | None = None
         if self.is_local:
             self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = SummaryWriter(self._board_directory, flush_secs=10, purge_step=done + 1)
 
     def rewind(self, done: int) -> None:
         """Drop the stage's rows after step `done`: those steps are taken again."""
-        self.close()
+        if self._file is not None:
+            self._file.close()
         self._open(done)
+        for tracker in self._trackers:
+            tracker.rewind(done)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one step's metrics, `{name: float}`."""
-        row = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
+        row: dict[str, Any] = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
+        row["total_steps"] = self.total_steps
         row |= {name: _plain(value) for name, value in metrics.items()}
         self._write(json.dumps(row))
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
         self._to_ray(metrics)
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._board.close()
+        """Flush and close all of it.  While an error ends the stage the trackers are told so."""
+        is_failed = sys.exc_info()[0] is not None
         if self._file is not None:
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close(is_failed)
 
     def _earlier(self, done: int) -> list[str]:
         """The file's lines without those of this stage after step `done`; the file is cut to them."""
@@ -106,7 +126,7 @@ class MetricsLog:
 
 def console_line(stage: str, step: int, total: int, metrics: dict[str, float], keys: dict[str, str]) -> str:
     """One line a step: `keys` maps a metric's name to its short label; absent metrics are left out."""
-    parts = [f"{label} {_short(metrics[name])}" for name, label in keys.items() if name in metrics]
+    parts = [f"{label} {short(metrics[name])}" for name, label in keys.items() if name in metrics]
     return f"{stage} {step:>{len(str(total))}}/{total}  " + "  ".join(parts)
 
 
@@ -116,7 +136,8 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number in few characters."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rayrlhf.config import Section
 
@@ -20,6 +20,19 @@ class RunConfig(Section):
     when_changed: Literal["refuse", "replace"] = Field(
         default="refuse", description="what to do with a stage that is there and was made from other inputs"
     )
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=("tensorboard",),
+        description="where metrics go beside metrics.jsonl and Ray's dashboard; wandb and mlflow are installed with "
+        "pip install 'rayrlhf[wandb]', and take their own environment variables",
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"{', '.join(trackers)} names one twice")
+        return trackers
 
     @property
     def directory(self) -> str:

@@ -21,6 +21,9 @@ HOMES = {
     "deepspeed": {"rayrlhf/training/engine.py"},
     "ray.train": {"rayrlhf/training/launcher.py", "rayrlhf/training/supervised.py"},
     "ray.serve": {"jobs/serve.py", "actors/llm_server.py"},
+    "wandb": {"rayrlhf/trackers/wandb.py", "rayrlhf/trackers/choice.py"},
+    "mlflow": {"rayrlhf/trackers/mlflow.py"},
+    "tensorboardX": {"rayrlhf/trackers/tensorboard.py"},
     "peft": {"rayrlhf/models/adapters.py"},
 }
 

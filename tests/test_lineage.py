@@ -14,6 +14,7 @@ from rayrlhf.lineage import check, claim, standing
 class Run(Section):
     seed: int = 0
     when_changed: Literal["refuse", "replace"] = "refuse"
+    trackers: tuple[str, ...] = ("tensorboard",)
 
 
 class Train(Section):
@@ -77,11 +78,12 @@ def test_a_checkpoint_on_the_way_is_unfinished(tmp_path):
     assert standing(f"{tmp_path}/ppo", configured(), {}).state == "unfinished"
 
 
-def test_waiting_longer_or_keeping_more_changes_nothing(tmp_path):
+def test_waiting_longer_keeping_more_or_logging_elsewhere_changes_nothing(tmp_path):
     root = f"{tmp_path}/ppo"
     make(root, configured(), {})
     train = {"save_every": 3, "keep": 9, "max_rollbacks": 5}
-    assert standing(root, configured(call_deadline_s=9.0, train=train), {}).state == "finished"
+    run = {"trackers": ["wandb"]}
+    assert standing(root, configured(call_deadline_s=9.0, train=train, run=run), {}).state == "finished"
     assert standing(root, configured(train=train | {"steps": 6}), {}).differences == ("train.steps: 3 -> 6",)
 
 

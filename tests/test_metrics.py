@@ -3,33 +3,38 @@
 import json
 import math
 
+import pytest
+
+from rayrlhf import metrics
 from rayrlhf.metrics import MetricsLog, console_line
+from rayrlhf.trackers.base import StageOfRun
 
 
 def test_each_step_stands_in_the_log_once(tmp_path):
     run = tmp_path / "run"
     for stage, steps in (("sft", (1, 2)), ("ppo", (0, 1, 2, 3))):
-        log = MetricsLog(str(run), stage)
+        log = MetricsLog(str(run), stage, 5)
         for step in steps:
             log.log(step, {"loss": 1.0})
         log.close()
     (run / "metrics.jsonl").open("a").write('{"stage": "ppo", "st')  # cut short by a kill
-    log = MetricsLog(str(run), "ppo", done=1)  # resumed after step 1
+    log = MetricsLog(str(run), "ppo", 3, done=1)  # resumed after step 1
     log.log(2, {"loss": 2.0})
     log.close()
 
     def rows() -> list[tuple]:
         found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [(row["stage"], row["step"], row["loss"]) for row in found]
+        return [(row["stage"], row["step"], row["total_steps"], row["loss"]) for row in found]
 
-    assert rows() == [("sft", 1, 1.0), ("sft", 2, 1.0), ("ppo", 0, 1.0), ("ppo", 1, 1.0), ("ppo", 2, 2.0)]
-    MetricsLog(str(run), "ppo").close()  # a new run in its place
+    before = [("sft", 1, 5, 1.0), ("sft", 2, 5, 1.0), ("ppo", 0, 5, 1.0), ("ppo", 1, 5, 1.0)]
+    assert rows() == [*before, ("ppo", 2, 3, 2.0)]
+    MetricsLog(str(run), "ppo", 3).close()  # a new run in its place
     assert [stage for stage, *_ in rows()] == ["sft", "sft"]
 
 
 def test_the_log_appends_lines_that_any_json_parser_reads(tmp_path):
     for step in (1, 2):
-        log = MetricsLog(str(tmp_path / "run"), "ppo", done=step - 1)
+        log = MetricsLog(str(tmp_path / "run"), "ppo", 2, done=step - 1)
         log.log(step, {"objective/kl": 0.25 * step, "loss/value_avg": math.nan})
         log.close()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -38,6 +43,38 @@ def test_the_log_appends_lines_that_any_json_parser_reads(tmp_path):
         ("ppo", 2, 0.5, None),
     ]
     assert list((tmp_path / "run" / "tensorboard" / "ppo").iterdir())
+
+
+def test_trackers_get_every_step_are_rewound_and_told_of_an_error(tmp_path, monkeypatch):
+    told: list[tuple] = []
+
+    class Fake:
+        def log(self, step, metrics):
+            told.append((step, metrics))
+
+        def rewind(self, done):
+            told.append(("rewind", done))
+
+        def close(self, is_failed):
+            told.append(("close", is_failed))
+
+    def opened(names, stage):
+        told.append((names, stage))
+        return [Fake(), Fake()]
+
+    monkeypatch.setattr(metrics, "open_trackers", opened)
+    log = MetricsLog(str(tmp_path / "run"), "ppo", 3, 1, ("wandb",), {"lr": 0.5})
+    log.log(2, {"objective/kl": 0.25})
+    log.rewind(1)
+    log.close()
+    assert told[0] == (("wandb",), StageOfRun(str(tmp_path / "run"), "ppo", 1, {"lr": 0.5})) and told[0][1].run == "run"
+    assert told[1::2] == told[2::2] == [(2, {"objective/kl": 0.25}), ("rewind", 1), ("close", False)]
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            log.close()
+    assert told[-1] == ("close", True)
 
 
 def test_the_console_line_is_short():

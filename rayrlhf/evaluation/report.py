@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from rayrlhf.checkpoint import MANIFEST, stage_hash
+from rayrlhf.metrics import ROW_KEYS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -136,7 +137,7 @@ def charts(rows: list[Row]) -> list[Markup]:
     from markupsafe import Markup
     from plotly import graph_objects
 
-    names = sorted({name for row in rows for name in row} - {"stage", "step", "time_s"})
+    names = sorted({name for row in rows for name in row} - set(ROW_KEYS))
     fragments = []
     for title, patterns in CHARTS.items():
         wanted = [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]

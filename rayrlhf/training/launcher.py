@@ -16,6 +16,7 @@ from rayrlhf.errors import DataError, RayRLHFError, UserError
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
+from rayrlhf.trackers.choice import tracker_environment
 from rayrlhf.training.config import TrainConfig
 from rayrlhf.training.job import MIN_DEMONSTRATIONS
 
@@ -105,6 +106,7 @@ def fit(
         resume_from=found.stage.path if found.stage else None,
         started=started,
         is_terminal=sys.stdout.isatty(),
+        environment=tracker_environment(),
         peft=peft,
         chat_template=template,
         stop_strings=stop_strings,

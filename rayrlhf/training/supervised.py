@@ -71,6 +71,7 @@ class Stage:
     stop_strings: tuple[str, ...] = ()  # texts that end an answer, for its generation_config.json
     data_counts: dict[str, float] = field(default_factory=dict)  # metrics of the rows: what was dropped, how full
     sources: tuple[str, ...] = ()  # names by the number in a row's column `source`, where rows are mixed
+    environment: dict[str, str] = field(default_factory=dict, repr=False)  # of the driver's process, for the trackers
     packed: bool = False  # rows are several texts, none of which sees another
 
 
@@ -79,6 +80,7 @@ class Supervised:
 
     def __init__(self, stage: Stage) -> None:
         torch.set_num_threads(stage.train.threads_per_worker)
+        os.environ.update(stage.environment)
         self.stage, self.train, self.loss = stage, stage.train, stage.loss
         self.tokenizer = causal_lm.load_tokenizer(stage.folder)
         if stage.chat_template is not None:
@@ -345,7 +347,9 @@ class _Report:
 
     def __init__(self, stage: Stage, done: int) -> None:
         self.name, self.total = stage.name, stage.total_steps
-        self.log = MetricsLog(stage.run.directory, stage.name, done or -1)
+        self.log = MetricsLog(
+            stage.run.directory, stage.name, stage.total_steps, done or -1, stage.run.trackers, stage.config
+        )
         self.bar: Any = None
         if stage.is_terminal:
             from ray.experimental import tqdm_ray  # draws on the driver's terminal

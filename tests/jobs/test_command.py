@@ -85,7 +85,8 @@ def test_help_and_print_config_start_nothing(calls, capsys):
     assert job(calls, "--help") == 0
     assert "run.seed  (int)  = 0" in capsys.readouterr().out
     assert job(calls, "--print-config", "run.seed=3") == 0
-    assert capsys.readouterr().out == "run:\n  name: demo\n  root: runs\n  seed: 3\n  when_changed: refuse\ncpus: 1.0\n"
+    run = "run:\n  name: demo\n  root: runs\n  seed: 3\n  when_changed: refuse\n  trackers:\n  - tensorboard\n"
+    assert capsys.readouterr().out == f"{run}cpus: 1.0\n"
     assert calls == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def config(folders, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(rows))
     (tmp_path / "words.txt").write_text("a b c\n\nd e\n")
     return evaluate.EvaluateConfig(
-        run={"name": "try", "root": str(tmp_path / "runs")},
+        run={"name": "try", "root": str(tmp_path / "runs"), "trackers": ()},
         prompts=str(tmp_path / "prompts.jsonl"),
         words=str(tmp_path / "words.txt"),
         num_prompts=NUM_PROMPTS,
@@ -111,7 +112,9 @@ def test_the_numbers_are_those_of_the_models(config, folders, ray_local, monkeyp
     assert [row["prompt"] for row in rows] == seen[0].prompts and len(rows) == NUM_PROMPTS
     assert set(stage.manifest["parents"]) == {"policy", "baseline", "base", "reward_model", "prompts", "gold"}
     (line,) = [json.loads(line) for line in open(f"{config.run.directory}/metrics.jsonl")]
-    assert line["stage"] == "evaluate" and line["eval/policy/kl"] == metrics["eval/policy/kl"]
+    assert (line["stage"], line["total_steps"]) == ("evaluate", 0)
+    assert not os.path.exists(f"{config.run.directory}/tensorboard"), "run.trackers"
+    assert line["eval/policy/kl"] == metrics["eval/policy/kl"]
     out = capsys.readouterr().out
     assert "perplexity" in out and "win rate by gold" in out and "samples" in out
 

@@ -50,7 +50,7 @@ def test_samples_are_ranked_and_written_as_preference_rows(
     prompts = [json.loads(line)["prompt"] for line in open(prompts_file)]
     labelled = tmp_path / "openrlhf.jsonl"  # input and label, as OpenRLHF has them
     labelled.write_text("".join(json.dumps({"input": p, "label": p.split()[1]}) + "\n" for p in prompts))
-    keys = [*given(talker, str(labelled), tmp_path), "reward_function=tests.jobs.rewards:known"]
+    keys = [*given(talker, str(labelled), tmp_path), "reward_function=tests.jobs.rewards:known", "run.trackers=[]"]
     config = load(pairs.PairsConfig, None, keys)
     pairs.check(config)
     stage = find_stage(pairs.run(config), kind="pairs")
@@ -67,6 +67,10 @@ def test_samples_are_ranked_and_written_as_preference_rows(
         assert metrics[f"pairs/margin_{split}"] == pytest.approx(sum(margins) / len(margins))
         sources.check(folder, "auto", "preference")
     assert set(stage.manifest["parents"]) == {"model", "data", "validation", "reward_function"}
+    logged = [json.loads(line) for line in (tmp_path / "try" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["total_steps"]) for row in logged] == [(step, 6) for step in range(1, 7)], "20 / 7, twice"
+    assert not (tmp_path / "try" / "tensorboard").exists(), "run.trackers"
+    assert "pairs/score_train" in logged[2] and "pairs/score_validation" in logged[3]
 
 
 def test_a_ranker_with_another_tokenizer_is_given_the_text(

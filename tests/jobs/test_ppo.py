@@ -58,11 +58,13 @@ def assert_invariants(rows: dict[int, dict[str, float]]) -> None:
 def test_ppo_trains_publishes_and_saves(kind, tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = load(ppo.PPOConfig, None, overrides(tmp_path, tiny_model(kind), reward_folder(kind), prompts_file))
+    more = {"run.trackers": "[]"}
+    config = load(ppo.PPOConfig, None, overrides(tmp_path, tiny_model(kind), reward_folder(kind), prompts_file, **more))
     ppo.check(config)
     path = ppo.run(config)
     rows = rows_of(tmp_path)
-    assert sorted(rows) == [0, 1, 2]
+    assert [(step, rows[step]["total_steps"]) for step in sorted(rows)] == [(0, STEPS), (1, STEPS), (2, STEPS)]
+    assert not (tmp_path / "tiny" / "tensorboard").exists(), "run.trackers"
     assert_invariants(rows)
     stage = find_stage(path, kind="ppo")
     assert stage.manifest["is_final"] and stage.manifest["step"] == STEPS
