@@ -29,8 +29,8 @@ class Normalise(Section):
         default="keep",
         description="full-width characters to half width: none, letters, digits and the space, or punctuation too",
     )
-    remove_control: bool = Field(default=True, description="remove control characters and byte order marks")
-    collapse_spaces: bool = Field(default=True, description="runs of spaces to one, of empty lines to one")
+    remove_control: bool = Field(default=True, description="remove control and zero-width characters, byte order marks")
+    collapse_spaces: bool = Field(default=True, description="runs of spaces in a line to one, of empty lines to one")
 
 
 class StripHtml(Section):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from typing import Literal
 
 from rayrlhf.data.cleaning.config import Normalise
 from rayrlhf.data.cleaning.verdict import Operator
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
+_BREAK = re.compile(r"\r\n|[\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")  # what ends a line beside \n
+# nothing to see: controls, soft hyphens, zero-width spaces and word joiners, byte order marks
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f\xad\u180e\u200b\u2060-\u2064\ufeff]")
+# (non-)joiners are letters' business from Arabic to Mongolian, and hold emoji together; elsewhere they hide
+_JOINED = "\u0600-\u1fff\u203c-\u3299\ufb50-\ufdff\ufe0f\ufe70-\ufefc\U0001f000-\U0001faff"
+_JOINER = re.compile(rf"(?<![\xa9\xae{_JOINED}])[\u200c\u200d]+")
+_WIDE_INDENT = re.compile(r"^[^\S\n]*\u3000[^\S\n]*", re.MULTILINE)
 _TO_HALF = 0xFEE0  # from U+FF01 (full-width !) to U+0021
 _ALL = {full: full - _TO_HALF for full in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _LETTERS = {full: half for full, half in _ALL.items() if chr(half).isalnum() or half == 0x20}
@@ -22,17 +29,30 @@ def normalise(
     remove_control: bool = True,
     collapse_spaces: bool = True,
 ) -> str:
-    """`text` in a Unicode form (NFKC also changes widths, ligatures and superscripts), without control characters,
-    with single spaces and at most one empty line in a row."""
-    text = unicodedata.normalize(form, text.replace("\r\n", "\n"))
+    """`text` in a Unicode form (NFKC also changes widths, ligatures and superscripts), without control and zero-width
+    characters, with single spaces and at most one empty line in a row.
+
+    Line breaks of all kinds become \\n.  Lines keep their indent, as code needs it, but for what is common to all of
+    them; the wide spaces before a Chinese paragraph go.
+    """
+    text = _BREAK.sub("\n", text)
+    if collapse_spaces:
+        text = _WIDE_INDENT.sub("", text)  # before NFKC and full_width make narrow ones of them
+    text = unicodedata.normalize(form, text)
     if full_width != "keep":
         text = text.translate(_ALL if full_width == "all" else _LETTERS)
     if remove_control:
-        text = _CONTROL.sub("", text)
-    if collapse_spaces:
-        text = re.sub(r"[^\S\n]+", " ", text)
-        text = re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
-    return text
+        text = _JOINER.sub("", _CONTROL.sub("", text))
+    return _collapsed(text) if collapse_spaces else text
+
+
+def _collapsed(text: str) -> str:
+    """`text` with single spaces inside of lines, none at their ends, and at most one empty line in a row."""
+    text = re.sub(r"(?<=\S)[^\S\n]+", " ", text)
+    text = re.sub(r"^[^\S\n]+$|(?<=\S) $", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^[^\S\n]+", lambda indent: re.sub(r"[^\t]", " ", indent.group()), text, flags=re.MULTILINE)
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return (textwrap.dedent(text.strip("\n")) if text[:1].isspace() else text).strip()
 
 
 def build(config: Normalise) -> Operator:

@@ -69,15 +69,39 @@ def test_repair() -> None:
 
 
 def test_normalise() -> None:
-    assert run("normalise", "cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\nline"
+    assert run("normalise", "cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\n line"
     assert run("normalise", "ﬁ ²") == "ﬁ ²" and run("normalise", "ﬁ ²", form="NFKC") == "fi 2"
     assert run("normalise", "a\x07b\ufeff", remove_control=False) == "a\x07b\ufeff"
     assert run("normalise", " a  b ", collapse_spaces=False) == " a  b "
+    assert run("normalise", "\u3000a\n\u3000b", full_width="letters") == run(
+        "normalise", "\u3000a\n\u3000b", form="NFKC"
+    )
+    assert run("normalise", "a\u200bb", remove_control=False) == "a\u200bb"
     wide = "ＡＢ１２，你好！"
     assert run("normalise", wide) == wide
     assert run("normalise", wide, full_width="letters") == "AB12，你好！"
     assert run("normalise", wide, full_width="all") == "AB12,你好!"
     assert run("normalise", "一\u3000二", full_width="letters", collapse_spaces=False) == "一 二"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("end of page\x0cNext page", "end of page\nNext page"),
+        ("a\rb\x0bc\x85d\u2028e\u2029f\r\ng\x1ch", "a\nb\nc\nd\ne\nf\ng\nh"),
+        ("def f(x):  # why\n    if  x:\n\treturn 1  \n   \n\n\n", "def f(x): # why\n    if x:\n\treturn 1"),
+        ("  for x in y:\n    a  = 1\n  b = 2", "for x in y:\n  a = 1\nb = 2"),
+        ("\n   one  line ", "one line"),
+        ("\u3000\u3000第一段。\n\u3000 \u3000第二段，\u3000好。", "第一段。\n第二段， 好。"),
+        ("a\n\xa0\u2003\tb", "a\n  \tb"),
+        ("via\u200bgra co\xadop\u2060 \u180ex\ufeff", "viagra coop x"),
+        ("vi\u200cag\u200dra 购\u200d买", "viagra 购买"),
+        ("می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥", "می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥"),
+    ],
+)
+def test_normalise_glues_nothing_and_keeps_what_has_a_meaning(text: str, wanted: str) -> None:
+    assert run("normalise", text) == wanted
+    assert run("normalise", wanted) == wanted
 
 
 def test_strip_html() -> None:
@@ -86,8 +110,28 @@ def test_strip_html() -> None:
     assert run("strip_html", page) == "Head\nOne & two\nthree\n你好"
     for plain in ("if a<b and c>d", "vector<int> x", "mail <EMAIL> &amp; more", "1 < 2"):
         assert run("strip_html", plain) == plain, "no tag of HTML"
-    assert run("strip_html", "<p>a <EMAIL> b</p>").lower() == "a <email> b"
+    assert run("strip_html", "<p>a <EMAIL> b</p>") == "a <EMAIL> b"
+    assert run("strip_html", '<a title="5 > 3" href=x>a</a><!-- <p>no</p> --> <td>b<?php echo 1 ?>') == "a  b"
     assert html.TAG.findall("<div class='a'><foo></div>") == ["<div class='a'>", "</div>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<html><head><title>x</title><body><p>Text is here</p></body></html>", "Text is here"),
+        ("<html><head><title>x</title><script>y</script>\n<p>Text is here</p>", "Text is here"),
+        ("In HTML the <head> element holds metadata. <p>Next paragraph.</p>",
+         "In HTML the  element holds metadata. \nNext paragraph."),
+        ("To embed, use the <object> tag. Then <b>more</b> text", "To embed, use the  tag. Then more text"),
+        ("A <script> mentioned, <b>bold</b>, <style>p {}</style> end", "A  mentioned, bold,  end"),
+        ("<svg><title>t</title><path d='M1'/></svg> and <b>b</b>", "and b"),
+        ("<b>a</b> <!-- never closed", "a <!-- never closed"),
+        ("<body><title>shown</title><p>b", "shown\nb"),
+        ("<SCRIPT>a</script ><P>b</P>", "b"),
+    ],
+)  # fmt: skip
+def test_strip_html_swallows_no_page(text: str, wanted: str) -> None:
+    assert run("strip_html", text) == wanted
 
 
 # ---- heuristics ------------------------------------------------------------------------------------
