@@ -199,7 +199,7 @@ def _sources(config: PrepareConfig, work: str) -> tuple[Callable[[str], dict[str
 def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[str, float], state_dir: str) -> None:
     """What happened to the data, in numbers and examples."""
     from rayrlhf.data import fetch, sources
-    from rayrlhf.data.cleaning import card
+    from rayrlhf.data.cleaning import card, operators
 
     source = config.data.source
     if source == ARITHMETIC or source.startswith(sources.HUB):
@@ -210,7 +210,8 @@ def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[st
     else:
         files = card.hashes(sources.resolve(source, config.data.format))
     rows = {key[len("data/") : -len("_rows")]: int(n) for key, n in metrics.items() if key.endswith("_rows")}
-    samples = {split: card.first_texts(os.path.join(state_dir, "text", split)) for split in SPLITS}
+    protect = operators.protector(config.steps)
+    samples = {split: card.first_texts(os.path.join(state_dir, "text", split), protect) for split in SPLITS}
     made = card.card(source, config.data.licence, files, cleaned, rows, samples)
     card.write(os.path.join(state_dir, card.FILE), made)
 

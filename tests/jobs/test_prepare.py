@@ -98,7 +98,7 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     texts = [row["text"] for split in prepare.SPLITS for row in _rows(stage, "text", split)]
     assert sorted(texts) == sorted(f"line {i} says\n\nsomething" for i in range(100))
 
-    with pytest.raises(DataError, match="no text row for train.*'too_short': 101"):
+    with pytest.raises(DataError, match="no text row for train.*'too_short': 100.*'empty': 1"):
         prepare.run(_config(tmp_path / "none", source=str(source), min_chars=1000))
     assert not list((tmp_path / "none").rglob("stage.json"))
 
@@ -186,6 +186,7 @@ def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -
     ]
     assert [len(s["changed_examples"]) for s in card["steps"]] == [2, 2, 0], "clean.examples=2"
     assert "[mail]" in card["steps"][1]["changed_examples"][0]["after"]
+    assert "@b.org" not in json.dumps(card), "not even before privacy has its turn"
     assert card["steps"][2]["dropped_examples"][0]["text"] == "x"
     assert sum(card["tables"].values()) == 40 and all(text in texts for text in card["samples"]["train"])
     assert stage.manifest["metrics"]["data/clean_too_short"] == 1.0

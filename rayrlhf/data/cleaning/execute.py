@@ -75,6 +75,7 @@ def clean(
     """
     settle(ds)
     named = dict(zip(names(steps), steps, strict=True))
+    privacy = tuple(step for step in steps if step.kind == "privacy")
     left = list(named.items())  # in order; each stage takes its part
     total, paths = ShardCounts(steps={}), list[str]()
     verdict: Verdict | None = None
@@ -82,7 +83,8 @@ def clean(
         model = left.pop(0) if stage.model is not None else None
         rows = tuple(left.pop(0) for _ in stage.rows)
         last = left.pop(0) if stage.last is not None else None
-        work = Pass(os.path.join(folder, f"pass_{number}"), rows, model, stage.last, num_examples, _put(verdict))
+        pass_folder = os.path.join(folder, f"pass_{number}")
+        work = Pass(pass_folder, rows, model, stage.last, num_examples, _put(verdict), privacy)
         made = _from_rows(ds, work) if number == 0 else _from_shards(paths, work)
         title = ", ".join(name for name, _ in ([model] if model else []) + list(rows)) or "reading"
         title = f"{verdict.step[0]}, {title}" if verdict is not None and rows else verdict.step[0] if verdict else title

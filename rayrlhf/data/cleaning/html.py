@@ -49,8 +49,8 @@ def strip_html(text: str) -> str:
 def _parts(text: str) -> Iterator[str]:
     """What is shown, and breaks."""
     ends: dict[str, list[int]] = {}  # tag -> where its end tags end
-    for match in _SILENT_END.finditer(text):
-        ends.setdefault(match[1].lower(), []).append(match.end())
+    for end in _SILENT_END.finditer(text):
+        ends.setdefault(end[1].lower(), []).append(end.end())
     last_comment = text.rfind("-->")
     at, in_head = 0, False
     while (match := _MARKUP.search(text, at)) is not None:

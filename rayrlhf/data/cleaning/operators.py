@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -84,6 +84,18 @@ def built(step: str) -> Operator:
 
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
+
+
+def protector(steps: Sequence[Step]) -> Callable[[str], str] | None:
+    """What all `privacy` steps do together, for what is shown of a text; None where there is none."""
+    operators = [built(step.model_dump_json()) for step in steps if step.kind == "privacy"]
+
+    def protect(text: str) -> str:
+        for operator in operators:
+            text = str(operator(text))  # they never drop
+        return text
+
+    return protect if operators else None
 
 
 def check(steps: Sequence[Step]) -> None:

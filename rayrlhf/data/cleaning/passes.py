@@ -6,8 +6,9 @@ A task takes some thousand rows, writes those that stay as a shard and answers w
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from pydantic import TypeAdapter
 from rayrlhf.data.cleaning import duplicates, minhash, shards
 from rayrlhf.data.cleaning.config import NearDuplicates, Step, UnitDuplicates
 from rayrlhf.data.cleaning.counts import Histogram, StepCount
-from rayrlhf.data.cleaning.operators import built
+from rayrlhf.data.cleaning.operators import built, protector
 from rayrlhf.data.cleaning.reading import BAD, SHOWN_BAD
-from rayrlhf.data.cleaning.verdict import Dropped
+from rayrlhf.data.cleaning.verdict import Dropped, not_empty
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,6 +76,11 @@ class Pass:
     last: Step | None
     num_examples: int
     verdict: Any = None  # a reference to a Verdict in the object store
+    privacy: tuple[Step, ...] = ()  # through which examples go before they are kept
+
+    @cached_property
+    def _protect(self) -> Callable[[str], str] | None:
+        return protector(self.privacy)
 
     def of_rows(self, batch: pa.Table) -> pa.Table:
         """The first pass: rows as they were read."""
@@ -82,12 +88,17 @@ class Pass:
         if BAD in batch.column_names:
             problems = batch[BAD].to_pylist()
             bad = [problem for problem in problems if problem is not None]
-            counts.num_bad, counts.bad = len(bad), bad[:SHOWN_BAD]
+            counts.num_bad, counts.bad = len(bad), [self._shown(problem) for problem in bad[:SHOWN_BAD]]
             batch = batch.filter(np.array([problem is None for problem in problems])).drop_columns([BAD])
         counts.rows_read = batch.num_rows
         for text in batch["text"].to_pylist():
             counts.lengths_in.see(len(text))
         return self._finish(batch, list(batch["text"].to_pylist()), counts)
+
+    def _shown(self, problem: str) -> str:
+        """What is said of a bad row, with the values in it protected; the file and line before them stay."""
+        where, colon, what = problem.partition(": ")
+        return problem if self._protect is None else where + colon + self._protect(what)
 
     def of_shards(self, batch: pa.Table, scorer: Any = None) -> pa.Table:
         """A later pass: rows {shard, path}, one a shard."""
@@ -128,8 +139,9 @@ class Pass:
             reason = "near_duplicate" if isinstance(step, NearDuplicates) else "duplicate"
             for place in places:
                 judged[place] = Dropped(reason, "another row stays")
+        judged = [not_empty(after) for after in judged]
         for before, after in zip(texts, judged, strict=True):
-            count.see(str(before), after)
+            count.see(str(before), after, self._protect)
         return judged
 
     def _scored(self, texts: Sequence[str | Dropped], scorer: Any, counts: ShardCounts) -> list[str | Dropped]:
@@ -137,9 +149,9 @@ class Pass:
         assert self.model is not None
         found, alive = list(texts), [place for place, text in enumerate(texts) if isinstance(text, str)]
         count = self._count(counts, self.model[0])
-        for place, after in zip(alive, scorer([texts[place] for place in alive]), strict=True):
-            count.see(str(texts[place]), after)
-            found[place] = after
+        for place, score in zip(alive, scorer([texts[place] for place in alive]), strict=True):
+            found[place] = not_empty(score)
+            count.see(str(texts[place]), found[place], self._protect)
         return found
 
     def _finish(self, table: pa.Table, texts: Sequence[str | Dropped], counts: ShardCounts) -> pa.Table:
@@ -153,8 +165,8 @@ class Pass:
             for count, operator in steps:  # row by row, so that steps share a text's words
                 if not isinstance(text, str):
                     break
-                before, text = text, operator(text)
-                count.see(before, text)
+                before, text = text, not_empty(operator(text))
+                count.see(before, text, self._protect)
             if isinstance(text, str):
                 kept_places.append(place)
                 kept.append(text)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from jobs.command import user_error
-from rayrlhf.data.cleaning import execute, reading, shards
+from rayrlhf.data.cleaning import execute, operators, reading, shards
 from rayrlhf.data.cleaning.counts import Histogram, StepCount, changed_characters
+from rayrlhf.data.cleaning.passes import Pass
 from rayrlhf.data.cleaning.verdict import Dropped
 from rayrlhf.data.rows import digest
 from rayrlhf.errors import DataError
@@ -69,6 +70,35 @@ def test_counts_by_hand() -> None:
     assert changed_characters("kitten", "sitting") == 3 and changed_characters("ab", "ba") == 0
 
 
+def test_what_privacy_takes_out_is_in_no_example() -> None:
+    protect = operators.protector(
+        planted.steps([{"kind": "privacy", "phone": None}, {"kind": "privacy", "email": "@"}])
+    )
+    assert protect is not None and operators.protector(planted.steps([{"kind": "normalise"}])) is None
+    secret, filler = "jane.doe@mail.example.org", "some words " * 3000
+    for before, after, shown in (
+        (f"a {secret}  b", f"a {secret} b", {"before": "a <EMAIL>  b", "after": "a <EMAIL> b"}),
+        (f"a {secret} b", "a <EMAIL> b", {"before": "(not kept: personal data)", "after": "a <EMAIL> b"}),
+        (f"{filler}{secret} b", f"{filler}<EMAIL> b", {"after": f"{filler}<EMAIL> b"[-49:]}),
+        (
+            f"{secret} {filler} x  b {secret}",
+            f"{secret} {filler} x b {secret}",
+            {"after": f"{filler} x b <EMAIL>"[-49:]},
+        ),
+    ):
+        count = StepCount("x", num_examples=1)
+        count.see(before, after, protect)
+        [found] = count.as_dict()["changed_examples"]
+        assert found | shown == found, found
+    count.see(f"{'a ' * 140}{secret}", Dropped("why", f"for {secret}"), protect)
+    [found] = count.as_dict()["dropped_examples"]
+    assert found == {"reason": "why", "detail": "for <EMAIL>", "text": "a " * 140 + "<EMAIL>"}
+    work = Pass("", (), None, None, 5, privacy=planted.steps([{"kind": "privacy"}]))
+    assert work._shown(f"/data/a@b.org/x, line 3: has text=7. The row: {secret}") == (
+        "/data/a@b.org/x, line 3: has text=7. The row: <EMAIL>"
+    )
+
+
 def test_histogram() -> None:
     histogram = Histogram()
     for length in (0, 1, 2, 3, 9):
@@ -101,6 +131,16 @@ def test_every_row_is_counted(ray_local: None, tmp_path: Path) -> None:
     assert any(line.startswith("clean: normalise, length: 4 rows kept") for line in said)
     assert sum(entry["rows"] for entry in cleaned.counts.lengths_in.as_list()) == 6
     assert sum(entry["rows"] for entry in cleaned.counts.lengths_out.as_list()) == 2
+
+
+def test_what_a_step_leaves_empty_goes(ray_local: None, tmp_path: Path) -> None:
+    texts = ["<p> </p>", "\u200b", "  ", "kept", "  kept"]
+    cleaned = clean(texts, [{"kind": "strip_html"}, {"kind": "normalise"}, {"kind": "exact_duplicates"}], tmp_path)
+    assert texts_of(cleaned) == ["kept"]
+    assert [dict(count.dropped) for count in cleaned.counts.steps.values()] == [
+        {"empty": 2}, {"empty": 1}, {"duplicate": 1}
+    ]  # fmt: skip
+    assert sorted(texts_of(clean(["", " ", "a"], [{"kind": "exact_duplicates"}], tmp_path / "g"))) == ["a"]
 
 
 def test_steps_run_in_their_order_and_nothing_may_be_left(ray_local: None, tmp_path: Path) -> None:
