@@ -44,9 +44,16 @@ class Language(Section):
 
     kind: Literal["language"]
     languages: tuple[str, ...] = Field(
-        default=("en", "zh"), min_length=1, description="ISO 639-1 codes of the languages kept"
+        default=("en", "zh"),
+        min_length=1,
+        description="codes of the languages kept; zh has wuu and yue in it, unless they are listed",
     )
-    min_confidence: Share = Field(default=0.0, description="least probability of the language found")
+    min_confidence: Share = Field(default=0.0, description="texts whose language is less probable than this go, too")
+    min_drop_confidence: Share = Field(
+        default=0.5,
+        description="least probability of another language for which a text goes: a guess on a formula or a few words "
+        "is no reason; 0 drops for any guess",
+    )
 
 
 class Length(Section):
