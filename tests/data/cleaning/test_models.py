@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from rayrlhf.data.cleaning import classifier, decontaminate, hashing, minhash, ngram_model
-from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates
+from rayrlhf.data.cleaning import classifier, decontaminate, duplicates, hashing, minhash, ngram_model
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, UnitDuplicates
 from rayrlhf.data.cleaning.duplicates import compared, without_units
 from rayrlhf.errors import DataError
 
@@ -222,3 +223,17 @@ def test_units_are_compared_by_their_letters() -> None:
     assert compared("你好，世界。") == compared("你好世界")
     assert without_units("One. Two. Three.", "sentence", {1}) == "One. Three."
     assert without_units("one\ntwo\nthree", "line", {0, 2}) == "two"
+    assert without_units("one\n\n    two:\n        three\n", "line", {0}) == "    two:\n        three"
+
+
+def test_numbers_are_compared_as_they_stand_and_rules_not_at_all() -> None:
+    texts = [
+        "| --- | ------ | ------ |", "======================", "$$ .......................... a",
+        "The price today: -3.5", "The price today: 35", "The price, today: 3.5", "the price today:   35!",
+        "1 | 2 | 3 | 4 | 5 | 6 | 7", "12 | 34 | 5 | 6 | 7 |  |", "2020-2021 12:30 1,000.5",
+    ]  # fmt: skip
+    table = pa.table({"text": texts})
+    found = duplicates.unit_keys(table, UnitDuplicates(kind="unit_duplicates", unit="line", min_chars=16))
+    assert found["place"].tolist() == list(range(3, 10)), "a line without letters and digits equals no other"
+    assert len(set(found["key"].tolist())) == 6 and found["key"][1] == found["key"][3], "the line in other signs"
+    assert compared("2020-2021 12:30 1,000.5") == " 2020-2021  12:30  1,000.5 "

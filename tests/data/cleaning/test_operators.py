@@ -147,6 +147,16 @@ def test_language() -> None:
     assert run("language", chinese, languages=["en"]) == "[language]"
     assert run("language", "This is English") == "This is English"
     assert run("language", "This is English", min_confidence=0.9) == "[language_unsure]"
+    for text in ("北京时间2023年10月1日，国庆节。", "机器学习", "你好 world hello", "我係香港人"):
+        assert run("language", text) == text, "no dialect, and where it is one it is Chinese"
+        assert run("language", text, languages=["en"]) == "[language]"
+    assert run("language", "佢哋喺香港食飯", languages=["yue"]) == "佢哋喺香港食飯"
+    assert run("language", "今天天气很好，我们去公园", languages=["yue"]) == "[language]"
+    for text in ("Solve x^2 + 3x + 2 = 0.", "Guten Tag"):
+        assert run("language", text) == text, "a guess near chance is none"
+        assert run("language", text, min_drop_confidence=0) == "[language]"
+        assert run("language", text, min_confidence=0.5) == "[language_unsure]"
+    assert run("language", german, min_drop_confidence=0.9999) == german
     with pytest.raises(ConfigError, match="no language xx; known are ace af am"):
         run("language", "", languages=["xx"])
 
@@ -240,6 +250,9 @@ def test_keywords(tmp_path: Path) -> None:
     assert run("keywords", "Buy Viagra now", words=["viagra"]) == "[keywords]"
     assert run("keywords", "an assassin", words=["ass"]) == "an assassin", "whole words"
     assert run("keywords", "本店提供代开发票服务", words=["代开发票"]) == "[keywords]"
+    assert run("keywords", "购买viagra请联系", words=["viagra"]) == "[keywords]", "Chinese letters end a Latin word"
+    assert run("keywords", "これはspamです", words=["spam"]) == "[keywords]"
+    assert run("keywords", "été spamé spam_x 3spam", words=["spam", "t"]) == "été spamé spam_x 3spam"
     assert run("keywords", "spam spam", words=["spam"], max_matches=2) == "spam spam"
     (tmp_path / "list.txt").write_text("\ufeffclick here\n\n博彩\n", encoding="utf-8")
     path = str(tmp_path / "list.txt")
