@@ -173,11 +173,8 @@ def _decide(step: Named, paths: list[str], counts: list[ShardCounts], say: Say) 
     grouped = keyed.groupby("group", num_partitions=min(groups, 64))
     if isinstance(step[1], NearDuplicates):
         by_number = dict(enumerate(paths))
-        found = grouped.map_groups(minhash.pairs, batch_format="pyarrow")
-        found = found.map_batches(
-            partial(_similar, paths=by_number, threshold=step[1].threshold), batch_size=65536, batch_format="pyarrow"
-        )
-        columns = _columns(found, ("one", "other"))
+        like = partial(minhash.pairs, paths=by_number, threshold=step[1].threshold)
+        columns = _columns(grouped.map_groups(like, batch_format="pyarrow"), ("one", "other"))
         verdict = Verdict(step, minhash.to_drop(columns["one"], columns["other"], by_number))
     else:
         columns = _columns(grouped.map_groups(duplicates.later_ones, batch_format="pyarrow"), ("id", "unit"))
@@ -204,14 +201,10 @@ def _key_rows(batch: pa.Table, groups: int) -> pa.Table:
             file = shards.keys_path(row["path"], name)
             if os.path.exists(file):
                 values = np.load(file)
-                if len(values) == len(key):  # of bands the rank is the row's, and is looked up
-                    columns[name] = values.tolist() if values.dtype.kind == "U" else values
+                values = values if len(values) == len(key) else values[place]  # of bands the rank is the row's
+                columns[name] = values.tolist() if values.dtype.kind == "U" else values
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
-
-
-def _similar(batch: pa.Table, paths: dict[int, str], threshold: float) -> pa.Table:
-    return minhash.similar(batch, paths, threshold) if batch.num_rows else batch
 
 
 def _columns(ds: Dataset, wanted: tuple[str, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayrlhf.data.cleaning import classifier, decontaminate, duplicates, hashing, minhash, ngram_model
+from rayrlhf.data.cleaning import classifier, decontaminate, duplicates, hashing, minhash, ngram_model, shards
 from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, UnitDuplicates
 from rayrlhf.data.cleaning.duplicates import compared, without_units
 from rayrlhf.errors import DataError
@@ -191,31 +192,75 @@ def test_bands_find_pairs_at_the_threshold() -> None:
     assert keys[0, 0] != keys[2, 1], "the same numbers in another band are another key"
 
 
-def test_pairs_and_clusters_by_hand() -> None:
-    import pyarrow as pa
+def kept_in(folder: Path, texts: list[str], order: list[int], num_shards: int, config: NearDuplicates) -> pa.Table:
+    """The keys of `texts` in some order, in some shards; `paths` has where they lie."""
+    tables = []
+    for shard in range(num_shards):
+        made = minhash.keys(pa.table({"text": [texts[n] for n in order[shard::num_shards]]}), config)
+        for name in ("signature", "rank"):
+            np.save(folder / f"{shard}.parquet.{name}.npy", made[name])
+        ids = shards.row_ids(shard, made["place"])
+        tables.append(pa.table({"key": made["key"], "rank": made["rank"][made["place"]], "id": ids}))
+    return pa.concat_tables(tables)
 
-    group = pa.table({"key": pa.array([7, 5, 7, 7, 5, 9], pa.uint64()), "id": [3, 1, 4, 2, 8, 6]})
-    found = {(row["one"], row["other"]) for row in minhash.pairs(group).to_pylist()}
-    assert found == {(2, 3), (2, 4), (3, 4), (1, 8)}
-    assert minhash.clusters([0, 1, 4], [1, 2, 5], 6).tolist() == [0, 0, 0, 3, 4, 4]
+
+def paths_of(folder: Path, num_shards: int) -> dict[int, str]:
+    return {shard: str(folder / f"{shard}.parquet") for shard in range(num_shards)}
 
 
-def test_similar_pairs_only_and_one_of_each_cluster_stays(tmp_path: Path) -> None:
-    import pyarrow as pa
-
+def test_like_rows_and_one_of_each_cluster_stays(tmp_path: Path) -> None:
     base = " ".join(f"w{n}" for n in range(120))
     texts = [base, base.replace("w60", "x"), "another text", base.replace("w15", "y"), "无关的文字"]
-    made = minhash.keys(pa.table({"text": texts}), NearDuplicates(kind="near_duplicates"))
-    path = str(tmp_path / "a.parquet")
-    for name in ("signature", "rank"):
-        np.save(f"{path}.{name}.npy", made[name])
-    ids = np.array(list(itertools.combinations(range(5), 2)))
-    batch = pa.table({"one": ids[:, 0], "other": ids[:, 1]})
-    similar = minhash.similar(batch, {0: path}, 0.8)
-    assert {(row["one"], row["other"]) for row in similar.to_pylist()} == {(0, 1), (0, 3), (1, 3)}
-    dropped = minhash.to_drop(similar["one"].to_numpy(), similar["other"].to_numpy(), {0: path})
-    first = min((0, 1, 3), key=lambda row: made["rank"][row])
+    config = NearDuplicates(kind="near_duplicates")
+    group, paths = kept_in(tmp_path, texts, list(range(5)), 1, config), paths_of(tmp_path, 1)
+    found = minhash.pairs(group, paths, 0.8)
+    rank = minhash.keys(pa.table({"text": texts}), config)["rank"]
+    first = min((0, 1, 3), key=lambda row: rank[row])
+    pairs = {(row["one"], row["other"]) for row in found.to_pylist()}
+    assert pairs <= set(itertools.permutations((0, 1, 3), 2)) and len({row for pair in pairs for row in pair}) == 3
+    assert minhash.clusters([0, 1, 4], [1, 2, 5], 6).tolist() == [0, 0, 0, 3, 4, 4]
+    dropped = minhash.to_drop(found["one"].to_numpy(), found["other"].to_numpy(), paths)
     assert dropped.tolist() == sorted({0, 1, 3} - {first})
+    assert minhash.pairs(group.slice(0, 0), paths, 0.8).num_rows == 0
+
+
+@pytest.mark.parametrize(("all_pairs", "leaders"), [(1024, 256), (8, 120), (8, 3)])
+def test_pages_with_the_same_boilerplate_in_any_order(
+    all_pairs: int, leaders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bands full of unlike texts: what is found depends on no order, and every like pair of a band is (with bounds that
+    do not bite)."""
+    monkeypatch.setattr(minhash, "_ALL_PAIRS", all_pairs)
+    monkeypatch.setattr(minhash, "_LEADERS", leaders)
+    monkeypatch.setattr(minhash, "_AT_ONCE", 50)
+    draw = random.Random(0)
+    site = " ".join(f"menu{n}" for n in range(120))
+    texts = [f"{site} {' '.join(draw.choices([f'w{n}' for n in range(4000)], k=70))}" for _ in range(120)]
+    texts += [texts[n].replace("menu3 ", "") for n in range(10)] + texts[:3]
+    config = NearDuplicates(kind="near_duplicates", threshold=0.5)
+    signatures = minhash.signatures(texts, config.ngram, config.permutations)
+    bands = minhash.band_keys(signatures, minhash.band_rows(0.5, config.permutations))
+    wanted = [
+        pair
+        for pair in itertools.combinations(range(len(texts)), 2)
+        if (bands[pair[0]] == bands[pair[1]]).any() and (signatures[pair[0]] == signatures[pair[1]]).mean() >= 0.5
+    ]
+    left = set()
+    for _ in range(3):
+        order = draw.sample(range(len(texts)), len(texts))
+        group, paths = kept_in(tmp_path, texts, order, 3, config), paths_of(tmp_path, 3)
+        found = minhash.pairs(group.take(draw.sample(range(len(group)), len(group))), paths, 0.5)
+        dropped = set(minhash.to_drop(found["one"].to_numpy(), found["other"].to_numpy(), paths).tolist())
+        ids = [int(id) for shard in range(3) for id in shards.row_ids(shard, np.arange(len(order[shard::3])))]
+        rows = [n for shard in range(3) for n in order[shard::3]]
+        left.add(tuple(sorted(texts[n] for n, id in zip(rows, ids, strict=True) if id not in dropped)))
+    assert len(left) == 1, "no order matters"
+    clusters = minhash.clusters([one for one, _ in wanted], [other for _, other in wanted], len(texts))
+    assert len(wanted) > 40 and 2 < len(set(clusters.tolist())) < 100
+    if leaders > 3:
+        assert len(left.pop()) == len(set(clusters.tolist()))
+    else:
+        assert len(left.pop()) <= len(set(clusters.tolist())) + 12, "some are found in runs of 8 only, or not"
 
 
 def test_units_are_compared_by_their_letters() -> None:
