@@ -231,17 +231,33 @@ class Decontaminate(Section):
 
     kind: Literal["decontaminate"]
     against: tuple[str, ...] = Field(
-        min_length=1, description="evaluation sets: files, folders or globs; every text in their rows counts"
+        min_length=1, description="evaluation sets: files, folders or globs; the texts in their rows count"
     )
-    ngram: int = Field(default=13, ge=2, description="words, or Chinese characters, an n-gram")
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="the columns of evaluation rows that count; null: every text in them"
+    )
+    ngram: int = Field(default=13, ge=2, description="words an n-gram")
     min_tokens: int = Field(
         default=8, ge=2, description="an evaluation text shorter than ngram counts whole, unless shorter than this"
+    )
+    han_ngram: int = Field(
+        default=20, ge=2, description="the same in Chinese characters, for evaluation texts that are mostly Chinese"
+    )
+    min_han_tokens: int = Field(
+        default=16, ge=2, description="such a text shorter than han_ngram counts whole, unless shorter than this"
+    )
+    max_matches: int | None = Field(
+        default=None,
+        ge=1,
+        description="n-grams in more rows than this are stock phrases and count for nothing (Brown et al.: 10); null: "
+        "every n-gram counts",
     )
 
     @model_validator(mode="after")
     def _lengths(self) -> "Decontaminate":
-        if self.min_tokens > self.ngram:
-            raise ValueError(f"min_tokens={self.min_tokens} is above ngram={self.ngram}")
+        for least, most in (("min_tokens", "ngram"), ("min_han_tokens", "han_ngram")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least}={getattr(self, least)} is above {most}={getattr(self, most)}")
         return self
 
 

@@ -32,6 +32,7 @@ class StepCount:
     chars_out: int = 0
     chars_changed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)  # what a step over all rows has to say besides
     dropped_examples: list[dict[str, Any]] = field(default_factory=list)
     changed_examples: list[dict[str, Any]] = field(default_factory=list)
 

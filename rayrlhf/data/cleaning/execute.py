@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayrlhf.data.cleaning import duplicates, minhash, shards
-from rayrlhf.data.cleaning.config import NearDuplicates, Step
+from rayrlhf.data.cleaning import decontaminate, duplicates, minhash, shards
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, Step
 from rayrlhf.data.cleaning.operators import names, stages
 from rayrlhf.data.cleaning.passes import ModelPass, Named, Pass, ShardCounts, Verdict
 from rayrlhf.data.cleaning.reading import MAX_TASKS, too_many
@@ -78,6 +78,7 @@ def clean(
     privacy = tuple(step for step in steps if step.kind == "privacy")
     left = list(named.items())  # in order; each stage takes its part
     total, paths = ShardCounts(steps={}), list[str]()
+    notes: dict[str, dict[str, int]] = {}
     verdict: Verdict | None = None
     for number, stage in enumerate(_with_end(steps)):
         model = left.pop(0) if stage.model is not None else None
@@ -92,6 +93,10 @@ def clean(
         if number:
             shutil.rmtree(os.path.join(folder, f"pass_{number - 1}"), ignore_errors=True)
         verdict = None if last is None else _decide(last, paths, counts, say)
+        if verdict is not None and verdict.notes:
+            notes[verdict.step[0]] = verdict.notes
+    for name, found in notes.items():
+        total.steps[name].notes.update(found)
     total.steps = {name: total.steps[name] for name in named if name in total.steps}
     return Cleaned(tuple(steps), paths, total)
 
@@ -176,6 +181,11 @@ def _decide(step: Named, paths: list[str], counts: list[ShardCounts], say: Say) 
         like = partial(minhash.pairs, paths=by_number, threshold=step[1].threshold)
         columns = _columns(grouped.map_groups(like, batch_format="pyarrow"), ("one", "other"))
         verdict = Verdict(step, minhash.to_drop(columns["one"], columns["other"], by_number))
+    elif isinstance(step[1], Decontaminate):
+        assert step[1].max_matches is not None
+        shared = partial(decontaminate.contaminated, max_matches=step[1].max_matches)
+        columns = _columns(grouped.map_groups(shared, batch_format="pyarrow"), ("id", "ngram"))
+        verdict = decontaminate_verdict(step, columns["id"], columns["ngram"])
     else:
         columns = _columns(grouped.map_groups(duplicates.later_ones, batch_format="pyarrow"), ("id", "unit"))
         order = np.argsort(columns["id"], kind="stable")
@@ -183,6 +193,14 @@ def _decide(step: Named, paths: list[str], counts: list[ShardCounts], say: Say) 
         verdict = Verdict(step, columns["id"][order], None if units is None else units[order])
     say(f"clean: {step[0]}: {num_keys:,} keys compared, {time.monotonic() - start:.0f} s")
     return verdict
+
+
+def decontaminate_verdict(step: Named, ids: Any, ngrams: Any) -> Verdict:
+    """Each row once, with the smallest of its n-grams."""
+    is_row = ids != decontaminate.COMMON
+    order = np.lexsort((ngrams[is_row], ids[is_row]))
+    rows, first = np.unique(ids[is_row][order], return_index=True)
+    return Verdict(step, rows, ngrams[is_row][order][first], {"common_ngrams_ignored": int((~is_row).sum())})
 
 
 def _key_rows(batch: pa.Table, groups: int) -> pa.Table:

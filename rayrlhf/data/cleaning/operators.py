@@ -50,13 +50,18 @@ class Stage:
     last: Step | None
 
 
+def needs_all_rows(step: Step) -> bool:
+    """Whether a step decides after it has seen all rows, as `decontaminate` does where it counts matches."""
+    return step.kind in GLOBAL_STEPS or (isinstance(step, Decontaminate) and step.max_matches is not None)
+
+
 def stages(steps: Sequence[Step]) -> list[Stage]:
     """`steps` in as few passes as their order allows: one ends at a step over all rows, one begins with a model."""
     found: list[Stage] = []
     rows: list[Step] = []
     model: Step | None = None
     for step in steps:
-        if step.kind in GLOBAL_STEPS:
+        if needs_all_rows(step):
             found.append(Stage(tuple(rows), model, step))
             rows, model = [], None
         elif step.kind in MODEL_STEPS:

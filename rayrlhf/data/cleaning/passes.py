@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from rayrlhf.data.cleaning import duplicates, minhash, shards
-from rayrlhf.data.cleaning.config import NearDuplicates, Step, UnitDuplicates
+from rayrlhf.data.cleaning import decontaminate, duplicates, minhash, shards
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, Step, UnitDuplicates
 from rayrlhf.data.cleaning.counts import Histogram, StepCount
 from rayrlhf.data.cleaning.operators import built, protector
 from rayrlhf.data.cleaning.reading import BAD, SHOWN_BAD
@@ -59,11 +59,13 @@ class ShardCounts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a step over all rows decided: sorted row numbers; with `units`, these lines or sentences of them go."""
+    """What a step over all rows decided: sorted row numbers; `units` are the lines or sentences of them that go, or
+    the n-grams for which they go."""
 
     step: Named
     ids: Any
     units: Any = None
+    notes: dict[str, int] = field(default_factory=dict)  # what else is to be reported
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ class Pass:
             for place, numbers in removed.items():
                 left = duplicates.without_units(str(texts[place]), step.unit, numbers)
                 judged[place] = left or Dropped("all_duplicates", f"every {step.unit} is elsewhere too")
+        elif isinstance(step, Decontaminate):
+            known = decontaminate.known_to(step.model_dump_json())
+            for place, ngram in zip(places, verdict.units[mine].tolist(), strict=True):
+                judged[place] = Dropped("contaminated", decontaminate.matches(str(texts[place]), known)[ngram])
         else:
             reason = "near_duplicate" if isinstance(step, NearDuplicates) else "duplicate"
             for place in places:
@@ -196,5 +202,6 @@ class ModelPass:
 def _keys(table: pa.Table, step: Step) -> dict[str, Any]:
     if isinstance(step, NearDuplicates):
         return minhash.keys(table, step)
-    assert not isinstance(step, NearDuplicates)
+    if isinstance(step, Decontaminate):
+        return decontaminate.keys(table, step)
     return duplicates.keys(table, step)  # type: ignore[arg-type]

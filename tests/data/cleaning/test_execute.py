@@ -223,6 +223,21 @@ def test_two_nodes_give_the_same_rows(ray_local: None, tmp_path: Path) -> None:
     assert seen["rows"] == sorted(texts_of(one)) and seen["fates"] == one.fates()
 
 
+def test_stock_phrases_of_an_evaluation_set(ray_local: None, tmp_path: Path) -> None:
+    stock, secret = "which of the following statements is correct", "the blue whale weighs about two hundred tonnes"
+    stock += " here"
+    (tmp_path / "eval.txt").write_text(f"{stock}\n{secret}\n")
+    texts = [f"Page {n}: {stock}?" for n in range(6)] + [f"It is known that {secret}, or so."] * 2 + ["clean"]
+    given = {"kind": "decontaminate", "against": [str(tmp_path / "eval.txt")]}
+    every = clean(texts, [given], tmp_path / "a")
+    assert texts_of(every) == ["clean"]
+    some = clean(texts, [{"kind": "normalise"}, given | {"max_matches": 5}], tmp_path / "b")
+    assert sorted(texts_of(some)) == sorted(texts[:6] + ["clean"]) and some.fates()["contaminated"] == 2
+    count = some.counts.steps["decontaminate"].as_dict()
+    assert count["notes"] == {"common_ngrams_ignored": 1}
+    assert count["dropped_examples"][0]["detail"] == secret
+
+
 # ---- rows that cannot be read ----------------------------------------------------------------------
 
 BROKEN = [

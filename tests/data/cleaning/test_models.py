@@ -1,6 +1,7 @@
 """The n-gram model, the classifier, n-gram overlap and MinHash, against slow references."""
 
 import itertools
+import json
 import math
 import random
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ import pytest
 from rayrlhf.data.cleaning import classifier, decontaminate, duplicates, hashing, minhash, ngram_model, shards
 from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, UnitDuplicates
 from rayrlhf.data.cleaning.duplicates import compared, without_units
+from rayrlhf.data.cleaning.execute import decontaminate_verdict
 from rayrlhf.errors import DataError
 
 PINNED = 0x8DBCE87FE32CDDA6
@@ -121,13 +123,13 @@ def test_the_area_under_the_curve() -> None:
 
 def test_shared_ngrams_are_found_in_both_languages() -> None:
     question = "What is the capital city of the largest country in the whole wide world today"
-    known = decontaminate.index(iter([question, "short one", "水的化学式是什么？请给出答案"]), 6, 4)
+    known = decontaminate.index(iter([question, "short one", "水的化学式是什么？请给出答案"]), (6, 4), (6, 4))
     assert (known.num_texts, known.num_too_short) == (3, 1)
     assert decontaminate.match("He asked: what is THE capital, city of X", known) == "what is the capital city of"
     assert decontaminate.match("what is the capital town of the largest", known) is None
     assert decontaminate.match("老师问：水的化学式是什么？", known) == "水 的 化 学 式 是"
     assert decontaminate.match("", known) is None
-    whole = decontaminate.index(iter(["who wrote the iliad"]), 13, 4)
+    whole = decontaminate.index(iter(["who wrote the iliad"]), (13, 4), (13, 4))
     assert decontaminate.match("so who wrote the Iliad then", whole) == "who wrote the iliad", (
         "a short text counts whole"
     )
@@ -153,11 +155,45 @@ def test_evaluation_sets_of_any_columns(tmp_path: Path) -> None:
         found = keep(f"so {text} x")
         assert isinstance(found, tuple) and found == ("contaminated", text)
     assert keep("one two three five") == "one two three five"
+    some = decontaminate.build(config.model_copy(update={"against": config.against[:2], "columns": ("q", "prompt")}))
+    assert isinstance(some("one two three four"), tuple) and isinstance(some("nine ten eleven twelve"), tuple)
+    assert some("five six seven eight") == "five six seven eight", "in a column that does not count"
+    with pytest.raises(DataError, match="no row of .*c.txt has a column of .'q', 'prompt'."):
+        decontaminate.build(config.model_copy(update={"columns": ("q", "prompt")}))
     with pytest.raises(DataError, match="none of the 4 texts .* has 5 tokens"):
         decontaminate.build(config.model_copy(update={"ngram": 5, "min_tokens": 5}))
     (tmp_path / "d.jsonl").write_text('{"q": "x"}\n{"q": \n')
     with pytest.raises(DataError, match=r"d.jsonl, line 2: not JSON"):
         decontaminate.build(config.model_copy(update={"against": (str(tmp_path / "d.jsonl"),)}))
+
+
+def test_chinese_evaluation_texts_have_lengths_of_their_own(tmp_path: Path) -> None:
+    stock, question = "下列说法正确的是", "小明从家出发步行去学校每分钟走六十米走了二十分钟到达"
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(json.dumps({"q": text}) + "\n" for text in (stock, question, "GPT 与 Llama 哪个更好")))
+    keep = decontaminate.build(Decontaminate(kind="decontaminate", against=(str(path),)))
+    page = "例三：下列说法正确的是哪一个？"
+    assert keep(page) == page, "a stock phrase is no question"
+    found = keep(f"题目：{question}，求距离。")
+    assert isinstance(found, tuple) and found.detail == " ".join(question[:20])
+    part = question[:19] + "。"
+    assert keep(part) == part
+    strict = Decontaminate(kind="decontaminate", against=(str(path),), han_ngram=8, min_han_tokens=8)
+    assert isinstance(decontaminate.build(strict)(page), tuple)
+    with pytest.raises(ValueError, match="min_han_tokens=16 is above han_ngram=8"):
+        Decontaminate(kind="decontaminate", against=(str(path),), han_ngram=8)
+
+
+def test_ngrams_of_many_rows_count_for_nothing() -> None:
+    group = pa.table({"key": pa.array([7, 7, 7, 5, 5, 9], pa.uint64()), "id": [1, 2, 3, 1, 4, 8]})
+    found = decontaminate.contaminated(group, max_matches=2)
+    assert found.to_pylist() == [
+        {"id": 1, "ngram": 5}, {"id": 4, "ngram": 5}, {"id": 8, "ngram": 9}, {"id": decontaminate.COMMON, "ngram": 7},
+    ]  # fmt: skip
+    step = Decontaminate(kind="decontaminate", against=("x",), max_matches=2)
+    verdict = decontaminate_verdict(("d", step), np.array([8, -1, 4, 4]), np.array([9, 7, 6, 5], np.uint64))
+    assert (verdict.ids.tolist(), verdict.units.tolist()) == ([4, 8], [5, 9])
+    assert verdict.notes == {"common_ngrams_ignored": 1}
 
 
 # ---- near duplicates -------------------------------------------------------------------------------
