@@ -1,6 +1,7 @@
 """The steps on single rows, by hand, in English and Chinese; every key shows its effect."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,53 @@ def test_privacy_s_keys() -> None:
     for name, token in tokens.items():
         assert run("privacy", text, **(dict.fromkeys(tokens) | {name: token})).count("[") == 1, name
     assert run("privacy", "(650) 253-0000", phone_regions=["CN"]) == "(650) 253-0000"
+
+
+def test_phones_in_tables_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import phonenumbers
+
+    table = "".join(f"{n} {n * 7919} {n * n}.5 {n * 104729}\n" for n in range(100, 500))
+    dense = f"{table}+1 650 253 0000, (650) 253-0000 13812345678 010-62793001 650.253.0000 111-253-0000\n{table}"
+    wanted = f"{table}<PHONE>, <PHONE> <PHONE> <PHONE> <PHONE> 111-253-0000\n{table}"
+    with monkeypatch.context() as patched:
+        patched.setattr(phonenumbers, "PhoneNumberMatcher", None)  # is not asked
+        assert run("privacy", dense, card=None) == wanted
+        assert "13812345678" in run("privacy", dense, card=None, phone_regions=["US"])
+    prose = "A long text of words with one 650 253 0000 in it. " * 300
+    assert "650" not in run("privacy", prose), "there the library looks"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "around"),
+    [
+        ("sentences", ".", "{}x"),
+        ("sentences", ".'\"", "{}x"),
+        ("strip_html", "<!--", "<b>{}"),
+        ("strip_html", '<a ="', "<b>{}"),
+        ("strip_html", "=", "<b><a {}"),
+        ("strip_html", " ", "<b>{}x"),
+        ("strip_html", "<script>", "<b>{}"),
+        ("links", "<!--", "{}"),
+        ("links", "=", "<a {}"),
+        ("links", "<!doctype", "{}"),
+        ("normalise", " ", "{}x"),
+        ("normalise", "\n \u3000", "{}x"),
+        ("privacy", "a@", "{}"),
+        ("privacy", "1:", "{}"),
+    ],
+)
+def test_no_text_takes_the_square_of_its_length(kind: str, unit: str, around: str) -> None:
+    """Four times the text takes about four times as long, not sixteen times; what takes no time at all passes."""
+    step = sentences if kind == "sentences" else operators.build(STEP.validate_python({"kind": kind}))
+
+    def seconds(size: int) -> float:
+        text = around.format(unit * (size // len(unit)))
+        start = time.process_time()
+        step(text)
+        return time.process_time() - start
+
+    for size in (10_000, 50_000):  # the small one first, so that a wrong step does not take minutes
+        assert (long := seconds(4 * size)) < 0.05 or long < 10 * seconds(size)
 
 
 def test_checksums_by_hand() -> None:
