@@ -116,7 +116,8 @@ def _put(verdict: Verdict | None) -> Any:
 
 
 def _from_rows(ds: Dataset, work: Pass) -> Dataset:
-    return ds.map_batches(work.of_rows, batch_size=shards.ROWS, batch_format="pyarrow")
+    # block by block: by a number of rows Ray Data would gather that many, however long they are
+    return ds.map_batches(work.of_rows, batch_size=None, batch_format="pyarrow")
 
 
 def _from_shards(paths: list[str], work: Pass) -> Dataset:

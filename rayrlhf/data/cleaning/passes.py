@@ -1,12 +1,13 @@
 """One pass over rows, as tasks (or, with a model, actors) of Ray Data do it: steps, counts, the rows that stay.
 
-A task takes some thousand rows, writes those that stay as a shard and answers with counts; nothing else leaves it.
+A task takes some thousand rows, or some megabytes, writes those that stay as a shard and answers with counts; nothing
+else leaves it.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,12 @@ class Pass:
     def _protect(self) -> Callable[[str], str] | None:
         return protector(self.privacy)
 
-    def of_rows(self, batch: pa.Table) -> pa.Table:
-        """The first pass: rows as they were read."""
+    def of_rows(self, block: pa.Table) -> Iterator[pa.Table]:
+        """The first pass: rows as they were read, in shards of a bounded number of rows and bytes."""
+        if block.num_rows:
+            yield from map(self._of_piece, shards.pieces(block))
+
+    def _of_piece(self, batch: pa.Table) -> pa.Table:
         counts = ShardCounts()
         if BAD in batch.column_names:
             problems = batch[BAD].to_pylist()
