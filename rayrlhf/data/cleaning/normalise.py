@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import textwrap
 import unicodedata
 from typing import Literal
 
@@ -52,7 +52,8 @@ def _collapsed(text: str) -> str:
     text = re.sub(r"^[^\S\n]+$|(?<=\S) $", "", text, flags=re.MULTILINE)
     text = re.sub(r"^[^\S\n]+", lambda indent: re.sub(r"[^\t]", " ", indent.group()), text, flags=re.MULTILINE)
     text = re.sub(r"\n{3,}", "\n\n", text)
-    return (textwrap.dedent(text.strip("\n")) if text[:1].isspace() else text).strip()
+    common = len(os.path.commonprefix(re.findall(r"^[ \t]*(?=[^\n])", text, re.MULTILINE))) if text[:1].isspace() else 0
+    return (re.sub(rf"^[ \t]{{{common}}}", "", text, flags=re.MULTILINE) if common else text).strip()
 
 
 def build(config: Normalise) -> Operator:
