@@ -125,6 +125,7 @@ def test_strip_html() -> None:
          "In HTML the  element holds metadata. \nNext paragraph."),
         ("To embed, use the <object> tag. Then <b>more</b> text", "To embed, use the  tag. Then more text"),
         ("A <script> mentioned, <b>bold</b>, <style>p {}</style> end", "A  mentioned, bold,  end"),
+        ("A <head> is said to begin here <title>Shown</title><p>b", "A  is said to begin here \nShown\nb"),
         ("<svg><title>t</title><path d='M1'/></svg> and <b>b</b>", "and b"),
         ("<b>a</b> <!-- never closed", "a <!-- never closed"),
         ("<body><title>shown</title><p>b", "shown\nb"),
@@ -300,6 +301,7 @@ def test_links() -> None:
         ("use std::collections::HashMap; dead::beef", "use std::collections::HashMap; dead::beef"),
         ("Time 10::30, a[::1], x[1::2], :: and f()[::1]", "Time 10::30, a[::1], x[1::2], :: and f()[::1]"),
         ("ab::cd::ef, add::bad(fee::1), 00:1b:44:11:3a:b7", "ab::cd::ef, add::bad(fee::1), 00:1b:44:11:3a:b7"),
+        ("1:2:3:4:5:6:7:8:9 and 2001:db8::1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9 and 2001:db8::1:2:3:4:5:6:7"),
         ("version 1.2.3.4.5 and 300.1.1.1 at 12:30:45", "version 1.2.3.4.5 and 300.1.1.1 at 12:30:45"),
         ("card 4111 1111 1111 1111 or 4111-1111-1111-1112", "card <CARD> or 4111-1111-1111-1112"),
         ("IBAN DE89 3704 0044 0532 0130 00 is paid", "IBAN <IBAN> is paid"),
@@ -369,7 +371,7 @@ def test_no_text_takes_the_square_of_its_length(kind: str, unit: str, around: st
         return time.process_time() - start
 
     for size in (10_000, 50_000):  # the small one first, so that a wrong step does not take minutes
-        assert (long := seconds(4 * size)) < 0.05 or long < 10 * seconds(size)
+        assert min(seconds(4 * size) for _ in range(2)) < max(0.2, 10 * seconds(size))
 
 
 def test_checksums_by_hand() -> None:
