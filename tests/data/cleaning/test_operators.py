@@ -96,7 +96,7 @@ def test_normalise() -> None:
         ("\u3000\u3000第一段。\n\u3000 \u3000第二段，\u3000好。", "第一段。\n第二段， 好。"),
         ("a\n\xa0\u2003\tb", "a\n  \tb"),
         ("via\u200bgra co\xadop\u2060 \u180ex\ufeff", "viagra coop x"),
-        ("vi\u200cag\u200dra 购\u200d买", "viagra 购买"),
+        ("vi\u200cag\u200dra 购\u200d买か\u200dな", "viagra 购买かな"),
         ("می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥", "می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥"),
     ],
 )
