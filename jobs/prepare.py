@@ -35,21 +35,35 @@ if TYPE_CHECKING:
 KIND = "prepare"
 SPLITS = ("train", "validation")
 ROWS_PER_FILE = 50_000
-_READING = ("encoding", "max_row_bytes", "max_bad_rows")  # of files, which the demo's tasks do not read
+_READING = ("encoding", "max_row_bytes", "max_bad_rows", "columns")  # of files, which the demo's tasks do not read
+
+
+class RawTextConfig(SourceConfig):
+    """Where raw text comes from; of its columns the text alone is kept."""
+
+    columns: dict[str, str] = Field(
+        default={}, description="{text: its name in the files} (a.b: of b in the object a), where that is not text"
+    )
+
+    @model_validator(mode="after")
+    def _text_alone(self) -> RawTextConfig:
+        if self.columns and set(self.columns) != {"text"}:
+            raise ValueError(f"columns={self.columns}: prepare reads one column, name it as {{text: ITS_NAME}}")
+        return self
 
 
 class PrepareConfig(Section):
     """Raw text to training rows and a tokenizer."""
 
     run: RunConfig = Field(description="which run this is")
-    data: SourceConfig = Field(default=SourceConfig(), description="where text comes from, its split")
+    data: RawTextConfig = Field(default=RawTextConfig(), description="where text comes from, its split")
     clean: CleanConfig = Field(default=CleanConfig(), description="the steps of cleaning")
     snippets: SnippetsConfig = Field(default=SnippetsConfig(), description="the demo's prompts and pairs")
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer to train")
 
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> PrepareConfig:
-        source, default = self.data.source, SourceConfig()
+        source, default = self.data.source, RawTextConfig()
         if source != DEMO and self.snippets != SnippetsConfig():
             raise ValueError(f"snippets.* cuts the demo's snippets; it has no effect with data.source={source}")
         limits = (self.data.min_chars, self.data.max_chars) != (default.min_chars, default.max_chars)
@@ -173,10 +187,10 @@ def _no_rows(config: PrepareConfig, kind: str, split: str, counts: dict[str, int
     )
 
 
-def _reading(data: SourceConfig) -> Any:
+def _reading(data: RawTextConfig) -> Any:
     from rayrlhf.data.cleaning.reading import Reading
 
-    return Reading(data.format, data.encoding, data.max_row_bytes)
+    return Reading(data.format, data.encoding, data.max_row_bytes, data.columns)
 
 
 def _sources(config: PrepareConfig, work: str) -> tuple[Callable[[str], dict[str, Dataset]], Cleaned | None]:
@@ -202,7 +216,7 @@ def _sources(config: PrepareConfig, work: str) -> tuple[Callable[[str], dict[str
 def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[str, float], state_dir: str) -> None:
     """What happened to the data, in numbers and examples."""
     from rayrlhf.data import fetch, sources
-    from rayrlhf.data.cleaning import card
+    from rayrlhf.data.cleaning import card, operators, raw_files, reading
 
     source = config.data.source
     if source == ARITHMETIC:
@@ -213,10 +227,15 @@ def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[st
         path = fetch.require()
         files = [{"path": str(path), "bytes": path.stat().st_size, "sha256": fetch.SNIPPETS_SHA256}]
     else:
-        files = card.hashes(sources.resolve(source, config.data.format))
+        files = card.hashes(raw_files.resolve(source, config.data.format))
     rows = {key[len("data/") : -len("_rows")]: int(n) for key, n in metrics.items() if key.endswith("_rows")}
-    samples = {split: card.first_texts(os.path.join(state_dir, "text", split)) for split in SPLITS}
+    protect = operators.protector(config.steps)
+    samples = {split: card.first_texts(os.path.join(state_dir, "text", split), protect) for split in SPLITS}
     made = card.card(source, config.data.licence, files, cleaned, rows, samples)
+    if source not in (DEMO, ARITHMETIC):
+        text = config.data.columns.get("text", "text")
+        others = [name for name in reading.columns(source, config.data.format) if name != text.partition(".")[0]]
+        made |= {"text_column": text, "columns_left_out": others}
     card.write(os.path.join(state_dir, card.FILE), made)
 
 

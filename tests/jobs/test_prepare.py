@@ -44,7 +44,7 @@ def snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _config(root: Path, **data: object) -> prepare.PrepareConfig:
     return prepare.PrepareConfig(
         run=RunConfig(name="test", root=str(root)),
-        data=SourceConfig(**data),
+        data=prepare.RawTextConfig(**data),
         tokenizer=TokenizerConfig(vocab_size=320, model_max_length=48),
     )
 
@@ -98,7 +98,7 @@ def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> 
     texts = [row["text"] for split in prepare.SPLITS for row in _rows(stage, "text", split)]
     assert sorted(texts) == sorted(f"line {i} says\n\nsomething" for i in range(100))
 
-    with pytest.raises(DataError, match="no text row for train.*'too_short': 101"):
+    with pytest.raises(DataError, match="no text row for train.*'too_short': 100.*'empty': 1"):
         prepare.run(_config(tmp_path / "none", source=str(source), min_chars=1000))
     assert not list((tmp_path / "none").rglob("stage.json"))
 
@@ -136,7 +136,7 @@ def test_check_needs_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
     config = prepare.PrepareConfig(
         run=RunConfig(name="sums", root=str(tmp_path)),
-        data=SourceConfig(source="demo:arithmetic", validation_share=0.05),
+        data=prepare.RawTextConfig(source="demo:arithmetic", validation_share=0.05),
         tokenizer=TokenizerConfig(vocab_size=259, model_max_length=32),
     )
     prepare.check(config)
@@ -151,7 +151,7 @@ def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
         for split, count in (("train", 7695), ("validation", 405))
     } | {"data/vocab_size": 259.0}
     with pytest.raises(ValueError, match="no effect with data.source=demo:arithmetic"):
-        prepare.PrepareConfig(run=config.run, data=SourceConfig(source="demo:arithmetic", min_chars=3))
+        prepare.PrepareConfig(run=config.run, data=prepare.RawTextConfig(source="demo:arithmetic", min_chars=3))
 
 
 def _steps(*given: dict) -> CleanConfig:
@@ -161,11 +161,16 @@ def _steps(*given: dict) -> CleanConfig:
 def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -> None:
     source = tmp_path / "own.jsonl"
     page = "<p>Page {0} says that this is about the river.</p><p>Write to a{0}@b.org</p>"
-    rows = [json.dumps({"text": page.format(n)}) for n in range(40)] + ["broken", json.dumps({"text": "x"})]
+    rows = [json.dumps({"body": page.format(n), "n": n}) for n in range(40)] + ["broken", json.dumps({"body": "x"})]
     source.write_text("\n".join(rows))
     steps = _steps({"kind": "strip_html"}, {"kind": "privacy", "email": "[mail]"}, {"kind": "length", "min_chars": 9})
     config = _config(
-        tmp_path / "runs", source=str(source), validation_share=0.3, max_bad_rows=1, licence="CC0-1.0"
+        tmp_path / "runs",
+        source=str(source),
+        columns={"text": "body"},
+        validation_share=0.3,
+        max_bad_rows=1,
+        licence="CC0-1.0",
     ).model_copy(update={"clean": steps.model_copy(update={"examples": 2})})
     prepare.check(config)
     stage = find_stage(prepare.run(config), "prepare")
@@ -175,6 +180,7 @@ def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -
     assert not (folder / "work").exists(), "the shards between the passes are gone"
     card = json.loads((folder / "state" / "data_card.json").read_text())
     assert (card["licence"], card["rows_read"], card["rows_kept"], card["bad_rows"]["count"]) == ("CC0-1.0", 41, 40, 1)
+    assert (card["text_column"], card["columns_left_out"]) == ("body", ["n"])
     assert "own.jsonl, line 41: not JSON" in card["bad_rows"]["examples"][0]
     assert card["files"] == [
         {"path": str(source), "bytes": source.stat().st_size, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
@@ -186,6 +192,7 @@ def test_own_steps_bad_rows_and_the_data_card(ray_local: None, tmp_path: Path) -
     ]
     assert [len(s["changed_examples"]) for s in card["steps"]] == [2, 2, 0], "clean.examples=2"
     assert "[mail]" in card["steps"][1]["changed_examples"][0]["after"]
+    assert "@b.org" not in json.dumps(card), "not even before privacy has its turn"
     assert card["steps"][2]["dropped_examples"][0]["text"] == "x"
     assert sum(card["tables"].values()) == 40 and all(text in texts for text in card["samples"]["train"])
     assert stage.manifest["metrics"]["data/clean_too_short"] == 1.0
@@ -319,12 +326,15 @@ def test_keys_without_effect_are_refused(tmp_path: Path) -> None:
     for data, clean, message in (
         ({"source": "a", "min_chars": 3}, length, "belong to the default steps"),
         ({"source": "demo:arithmetic"}, length, "clean.. has no effect with data.source=demo:arithmetic"),
+        ({"columns": {"text": "x"}}, CleanConfig(), "data.columns has no effect with data.source=demo:snippets"),
         ({"max_bad_rows": 3}, CleanConfig(), "data.max_bad_rows has no effect with data.source=demo:snippets"),
     ):
         with pytest.raises(ValueError, match=message):
-            prepare.PrepareConfig(run=run, data=SourceConfig(**data), clean=clean)
+            prepare.PrepareConfig(run=run, data=prepare.RawTextConfig(**data), clean=clean)
     with pytest.raises(ValueError, match="Python knows no encoding 'utf-9'"):
         SourceConfig(encoding="utf-9")
+    with pytest.raises(ValueError, match="prepare reads one column"):
+        prepare.RawTextConfig(columns={"prompt": "x"})
     with pytest.raises(ValueError, match="lines of utf-16 cannot be told apart"):
         SourceConfig(encoding="utf-16")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rayrlhf.data.cleaning.counts import SHOWN
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FILE = "data_card.json"
 _CHUNK = 2**20
 _SAMPLES = 5
+_LOOKED_AT = 20_000
 
 
 def card(
@@ -67,9 +69,10 @@ def hashes(files: Any) -> list[dict[str, Any]]:
     return list(listed.map(hashed).take_all())
 
 
-def first_texts(folder: str) -> list[str]:
-    """The first texts of a table, shortened."""
+def first_texts(folder: str, protect: Callable[[str], str] | None = None) -> list[str]:
+    """The first texts of a table, shortened, after `protect`."""
     from pyarrow import dataset
 
     table: pa.Table = dataset.dataset(folder, format="parquet").head(_SAMPLES, columns=["text"])
-    return [text[:SHOWN] for text in table["text"].to_pylist()]
+    texts = [text[:_LOOKED_AT] for text in table["text"].to_pylist()]
+    return [(text if protect is None else protect(text))[:SHOWN] for text in texts]

@@ -29,8 +29,8 @@ class Normalise(Section):
         default="keep",
         description="full-width characters to half width: none, letters, digits and the space, or punctuation too",
     )
-    remove_control: bool = Field(default=True, description="remove control characters and byte order marks")
-    collapse_spaces: bool = Field(default=True, description="runs of spaces to one, of empty lines to one")
+    remove_control: bool = Field(default=True, description="remove control and zero-width characters, byte order marks")
+    collapse_spaces: bool = Field(default=True, description="runs of spaces in a line to one, of empty lines to one")
 
 
 class StripHtml(Section):
@@ -44,9 +44,16 @@ class Language(Section):
 
     kind: Literal["language"]
     languages: tuple[str, ...] = Field(
-        default=("en", "zh"), min_length=1, description="ISO 639-1 codes of the languages kept"
+        default=("en", "zh"),
+        min_length=1,
+        description="codes of the languages kept; zh has wuu and yue in it, unless they are listed",
     )
-    min_confidence: Share = Field(default=0.0, description="least probability of the language found")
+    min_confidence: Share = Field(default=0.0, description="texts whose language is less probable than this go, too")
+    min_drop_confidence: Share = Field(
+        default=0.5,
+        description="least probability of another language for which a text goes: a guess on a formula or a few words "
+        "is no reason; 0 drops for any guess",
+    )
 
 
 class Length(Section):
@@ -224,17 +231,33 @@ class Decontaminate(Section):
 
     kind: Literal["decontaminate"]
     against: tuple[str, ...] = Field(
-        min_length=1, description="evaluation sets: files, folders or globs; every text in their rows counts"
+        min_length=1, description="evaluation sets: files, folders or globs; the texts in their rows count"
     )
-    ngram: int = Field(default=13, ge=2, description="words, or Chinese characters, an n-gram")
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="the columns of evaluation rows that count; null: every text in them"
+    )
+    ngram: int = Field(default=13, ge=2, description="words an n-gram")
     min_tokens: int = Field(
         default=8, ge=2, description="an evaluation text shorter than ngram counts whole, unless shorter than this"
+    )
+    han_ngram: int = Field(
+        default=20, ge=2, description="the same in Chinese characters, for evaluation texts that are mostly Chinese"
+    )
+    min_han_tokens: int = Field(
+        default=16, ge=2, description="such a text shorter than han_ngram counts whole, unless shorter than this"
+    )
+    max_matches: int | None = Field(
+        default=None,
+        ge=1,
+        description="n-grams in more rows than this are stock phrases and count for nothing (Brown et al.: 10); null: "
+        "every n-gram counts",
     )
 
     @model_validator(mode="after")
     def _lengths(self) -> "Decontaminate":
-        if self.min_tokens > self.ngram:
-            raise ValueError(f"min_tokens={self.min_tokens} is above ngram={self.ngram}")
+        for least, most in (("min_tokens", "ngram"), ("min_han_tokens", "han_ngram")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least}={getattr(self, least)} is above {most}={getattr(self, most)}")
         return self
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rayrlhf.data.cleaning.hashing import text_hash
@@ -11,6 +13,10 @@ from rayrlhf.data.cleaning.verdict import Dropped
 
 SHOWN = 300  # characters of a text in an example
 _AROUND = 40  # characters of an example before the first difference
+_LOOKED_AT = 20_000  # of a text that is longer, as many around an example; so many that no cut number is ever shown
+_WITHHELD = "(not kept: personal data)"
+
+Protect = Callable[[str], str]
 
 
 @dataclass
@@ -26,24 +32,26 @@ class StepCount:
     chars_out: int = 0
     chars_changed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)  # what a step over all rows has to say besides
     dropped_examples: list[dict[str, Any]] = field(default_factory=list)
     changed_examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def see(self, before: str, after: str | Dropped) -> None:
-        """Count one row."""
+    def see(self, before: str, after: str | Dropped, protect: Protect | None = None) -> None:
+        """Count one row; what is kept of it as an example goes through `protect`, which takes personal data out."""
         self.rows_in += 1
         self.chars_in += len(before)
         if isinstance(after, Dropped):
             self.dropped[after.reason] += 1
-            example = {"reason": after.reason, "detail": after.detail[:SHOWN], "text": before[:SHOWN]}
-            _offer(self.dropped_examples, before, example, self.num_examples)
+            shown = partial(_dropped, before, after, protect)
+            _offer(self.dropped_examples, before, shown, self.num_examples)
             return
         self.rows_out += 1
         self.chars_out += len(after)
         if after != before:
             self.rows_changed += 1
             self.chars_changed += changed_characters(before, after)
-            _offer(self.changed_examples, before, difference(before, after), self.num_examples)
+            shown = partial(difference, before, after, protect)
+            _offer(self.changed_examples, before, shown, self.num_examples)
 
     def add(self, other: StepCount) -> None:
         """Add another shard's counts of the same step."""
@@ -70,13 +78,28 @@ def changed_characters(before: str, after: str) -> int:
     return max((old - new).total(), (new - old).total())
 
 
-def difference(before: str, after: str) -> dict[str, Any]:
-    """Both texts from a little before where they part."""
-    same = next(
-        (n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-    )
+def difference(before: str, after: str, protect: Protect | None = None) -> dict[str, Any]:
+    """Both texts from a little before where they part; where they part in personal data alone, that after."""
+    same = _same(before, after)
+    if protect is not None:
+        low = max(0, same - _LOOKED_AT // 2)
+        before, after = (protect(text[low : low + _LOOKED_AT]) for text in (before, after))
+        same = same - low if before == after else _same(before, after)
     start = max(0, same - _AROUND)
-    return {"before": before[start : start + SHOWN], "after": after[start : start + SHOWN]}
+    old = before[start : start + SHOWN]
+    return {"before": _WITHHELD if before == after else old, "after": after[start : start + SHOWN]}
+
+
+def _dropped(text: str, why: Dropped, protect: Protect | None) -> dict[str, Any]:
+    if protect is None:
+        protect = str
+    return {"reason": why.reason, "detail": protect(why.detail)[:SHOWN], "text": protect(text[:_LOOKED_AT])[:SHOWN]}
+
+
+def _same(one: str, other: str) -> int:
+    """How many first characters are alike."""
+    shorter = min(len(one), len(other))
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
 
 
 class Histogram:
@@ -103,9 +126,9 @@ class Histogram:
         ]
 
 
-def _offer(examples: list[dict[str, Any]], text: str, example: dict[str, Any], most: int) -> None:
+def _offer(examples: list[dict[str, Any]], text: str, shown: Callable[[], dict[str, Any]], most: int) -> None:
     mark = f"{text_hash(text):016x}"
     if len(examples) < most or (most and mark < examples[-1]["hash"]):
-        examples.append(example | {"hash": mark})
+        examples.append(shown() | {"hash": mark})
         examples.sort(key=lambda one: one["hash"])
         del examples[most:]

@@ -20,7 +20,11 @@ from rayrlhf.data.rows import content
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NO_WORD = re.compile(r"[\W_]+")
+# a number with its sign and what stands between its digits, or a run of letters
+_PART = re.compile(r"-?\.?\d+(?:[.,:/-]\d+)*|[^\W\d_]+")
+
+_LEAST_SHARE = 4  # what counts of a unit is a quarter of min_chars or more
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
 def row_keys(table: pa.Table) -> dict[str, Any]:
@@ -42,18 +46,21 @@ def units(text: str, unit: str) -> list[str]:
 
 
 def compared(unit: str) -> str:
-    """What counts of a unit: its letters and digits in lower case, at half width."""
-    return _NO_WORD.sub("", unicodedata.normalize("NFKC", unit).lower())
+    """What counts of a unit: its letters in lower case, at half width, and its numbers as they stand, apart."""
+    parts = _PART.findall(unicodedata.normalize("NFKC", unit).lower())
+    return "".join(f" {part} " if part[-1].isdigit() else part for part in parts)
 
 
 def unit_keys(table: pa.Table, config: UnitDuplicates) -> dict[str, Any]:
-    """`key`: each unit's hash, of those long enough; `rank`: its text's hash; `place` and `unit`: where it stands."""
+    """`key`: each unit's hash, of those long enough and not mostly rules and bars; `rank`: its text's hash; `place` and
+    `unit`: where it stands."""
     keys, ranks, places, numbers = [], [], [], []
     for place, text in enumerate(table["text"].to_pylist()):
         rank = text_hash(text)
         for number, unit in enumerate(units(text, config.unit)):
-            if len(unit.strip()) >= config.min_chars:
-                keys.append(text_hash(compared(unit)))
+            same = compared(unit) if len(unit.strip()) >= config.min_chars else ""
+            if same and _LEAST_SHARE * len(same) >= config.min_chars:
+                keys.append(text_hash(same))
                 ranks.append(rank)
                 places.append(place)
                 numbers.append(number)
@@ -80,6 +87,6 @@ def later_ones(group: pa.Table) -> pa.Table:
 
 
 def without_units(text: str, unit: str, removed: set[int]) -> str:
-    """`text` without some of its lines or sentences."""
+    """`text` without some of its lines or sentences; the first that is left keeps its indent."""
     kept = [piece for number, piece in enumerate(units(text, unit)) if number not in removed]
-    return "".join(kept).strip()
+    return _BLANK_LINES.sub("", "".join(kept)).rstrip()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayrlhf.data.cleaning import duplicates, minhash, shards
-from rayrlhf.data.cleaning.config import NearDuplicates, Step
+from rayrlhf.data.cleaning import decontaminate, duplicates, minhash, shards
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, Step
 from rayrlhf.data.cleaning.operators import names, stages
 from rayrlhf.data.cleaning.passes import ModelPass, Named, Pass, ShardCounts, Verdict
 from rayrlhf.data.cleaning.reading import MAX_TASKS, too_many
@@ -75,14 +75,17 @@ def clean(
     """
     settle(ds)
     named = dict(zip(names(steps), steps, strict=True))
+    privacy = tuple(step for step in steps if step.kind == "privacy")
     left = list(named.items())  # in order; each stage takes its part
     total, paths = ShardCounts(steps={}), list[str]()
+    notes: dict[str, dict[str, int]] = {}
     verdict: Verdict | None = None
     for number, stage in enumerate(_with_end(steps)):
         model = left.pop(0) if stage.model is not None else None
         rows = tuple(left.pop(0) for _ in stage.rows)
         last = left.pop(0) if stage.last is not None else None
-        work = Pass(os.path.join(folder, f"pass_{number}"), rows, model, stage.last, num_examples, _put(verdict))
+        pass_folder = os.path.join(folder, f"pass_{number}")
+        work = Pass(pass_folder, rows, model, stage.last, num_examples, _put(verdict), privacy)
         made = _from_rows(ds, work) if number == 0 else _from_shards(paths, work)
         title = ", ".join(name for name, _ in ([model] if model else []) + list(rows)) or "reading"
         title = f"{verdict.step[0]}, {title}" if verdict is not None and rows else verdict.step[0] if verdict else title
@@ -90,6 +93,10 @@ def clean(
         if number:
             shutil.rmtree(os.path.join(folder, f"pass_{number - 1}"), ignore_errors=True)
         verdict = None if last is None else _decide(last, paths, counts, say)
+        if verdict is not None and verdict.notes:
+            notes[verdict.step[0]] = verdict.notes
+    for name, found in notes.items():
+        total.steps[name].notes.update(found)
     total.steps = {name: total.steps[name] for name in named if name in total.steps}
     return Cleaned(tuple(steps), paths, total)
 
@@ -109,7 +116,8 @@ def _put(verdict: Verdict | None) -> Any:
 
 
 def _from_rows(ds: Dataset, work: Pass) -> Dataset:
-    return ds.map_batches(work.of_rows, batch_size=shards.ROWS, batch_format="pyarrow")
+    # block by block: by a number of rows Ray Data would gather that many, however long they are
+    return ds.map_batches(work.of_rows, batch_size=None, batch_format="pyarrow")
 
 
 def _from_shards(paths: list[str], work: Pass) -> Dataset:
@@ -171,12 +179,14 @@ def _decide(step: Named, paths: list[str], counts: list[ShardCounts], say: Say) 
     grouped = keyed.groupby("group", num_partitions=min(groups, 64))
     if isinstance(step[1], NearDuplicates):
         by_number = dict(enumerate(paths))
-        found = grouped.map_groups(minhash.pairs, batch_format="pyarrow")
-        found = found.map_batches(
-            partial(_similar, paths=by_number, threshold=step[1].threshold), batch_size=65536, batch_format="pyarrow"
-        )
-        columns = _columns(found, ("one", "other"))
+        like = partial(minhash.pairs, paths=by_number, threshold=step[1].threshold)
+        columns = _columns(grouped.map_groups(like, batch_format="pyarrow"), ("one", "other"))
         verdict = Verdict(step, minhash.to_drop(columns["one"], columns["other"], by_number))
+    elif isinstance(step[1], Decontaminate):
+        assert step[1].max_matches is not None
+        shared = partial(decontaminate.contaminated, max_matches=step[1].max_matches)
+        columns = _columns(grouped.map_groups(shared, batch_format="pyarrow"), ("id", "ngram"))
+        verdict = decontaminate_verdict(step, columns["id"], columns["ngram"])
     else:
         columns = _columns(grouped.map_groups(duplicates.later_ones, batch_format="pyarrow"), ("id", "unit"))
         order = np.argsort(columns["id"], kind="stable")
@@ -184,6 +194,14 @@ def _decide(step: Named, paths: list[str], counts: list[ShardCounts], say: Say) 
         verdict = Verdict(step, columns["id"][order], None if units is None else units[order])
     say(f"clean: {step[0]}: {num_keys:,} keys compared, {time.monotonic() - start:.0f} s")
     return verdict
+
+
+def decontaminate_verdict(step: Named, ids: Any, ngrams: Any) -> Verdict:
+    """Each row once, with the smallest of its n-grams."""
+    is_row = ids != decontaminate.COMMON
+    order = np.lexsort((ngrams[is_row], ids[is_row]))
+    rows, first = np.unique(ids[is_row][order], return_index=True)
+    return Verdict(step, rows, ngrams[is_row][order][first], {"common_ngrams_ignored": int((~is_row).sum())})
 
 
 def _key_rows(batch: pa.Table, groups: int) -> pa.Table:
@@ -202,14 +220,10 @@ def _key_rows(batch: pa.Table, groups: int) -> pa.Table:
             file = shards.keys_path(row["path"], name)
             if os.path.exists(file):
                 values = np.load(file)
-                if len(values) == len(key):  # of bands the rank is the row's, and is looked up
-                    columns[name] = values.tolist() if values.dtype.kind == "U" else values
+                values = values if len(values) == len(key) else values[place]  # of bands the rank is the row's
+                columns[name] = values.tolist() if values.dtype.kind == "U" else values
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
-
-
-def _similar(batch: pa.Table, paths: dict[int, str], threshold: float) -> pa.Table:
-    return minhash.similar(batch, paths, threshold) if batch.num_rows else batch
 
 
 def _columns(ds: Dataset, wanted: tuple[str, ...]) -> dict[str, Any]:

@@ -9,15 +9,20 @@ import fsspec
 
 from rayrlhf.data.cleaning.config import Keywords
 from rayrlhf.data.cleaning.verdict import Dropped, Operator
-from rayrlhf.data.cleaning.words import has_han
+from rayrlhf.data.cleaning.words import HAN, has_han
 from rayrlhf.errors import DataError
+
+_PART = rf"[^\W{HAN}\u3040-\u30ff]"  # of a word of a script with spaces; Chinese and kana are \w too
 
 
 def pattern(listed: Iterable[str]) -> re.Pattern[str]:
-    """Any of `listed`, whole words only (Chinese has no spaces to tell where one ends); case does not count."""
+    """Any of `listed`, whole words only (Chinese has no spaces to tell where one ends); case does not count.
+
+    A word in Latin letters may stand right beside Chinese ones.
+    """
     # the longest first: of two that begin alike both would match, and the shorter one would win
     ordered = sorted(set(listed), key=lambda word: (-len(word), word))
-    parts = [re.escape(word) if has_han(word) else rf"(?<!\w){re.escape(word)}(?!\w)" for word in ordered]
+    parts = [re.escape(word) if has_han(word) else rf"(?<!{_PART}){re.escape(word)}(?!{_PART})" for word in ordered]
     return re.compile("|".join(parts), re.IGNORECASE)
 
 

@@ -1,14 +1,14 @@
 """Near duplicates over the whole data set: MinHash signatures, bands, pairs, clusters (Broder 1997; Leskovec et al.
 2020, chapter 3).
 
-A text's set is that of its n-grams (words, or Chinese characters).  Texts that agree in all rows of one band become a
-candidate pair, and a pair counts when the share of equal signature entries, which estimates the Jaccard similarity,
-reaches the threshold.  One text of each cluster of pairs stays: the one with the smallest hash.
+A text's set is that of its n-grams (words, or Chinese characters).  Texts that agree in all rows of one band are
+compared, and a pair counts when the share of equal signature entries, which estimates the Jaccard similarity, reaches
+the threshold.  One text of each cluster of pairs stays: the one with the smallest hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _SEED = 1
 _RECALL = 0.98  # of pairs just at the threshold that some band finds
+_ALL_PAIRS = 1024  # rows of a band that are all compared with each other
+_LEADERS = 256  # rows of a larger band with which all are compared
+_AT_ONCE = 65536  # signatures held at a time
 
 Signatures = Any  # a numpy array, uint32 [rows, permutations]
 
@@ -80,29 +83,85 @@ def keys(table: pa.Table, config: NearDuplicates) -> dict[str, Any]:
     }
 
 
-def pairs(group: pa.Table) -> pa.Table:
-    """Candidates {one, other} among rows {key, id}: of a key's rows each with the first and with the one before."""
+def pairs(group: pa.Table, paths: dict[int, str], threshold: float) -> pa.Table:
+    """Like rows {one, other} among rows {key, rank, id}: those of each key whose signatures agree in a share of at
+    least `threshold`, or as few of them as connect the same rows.
+
+    Of up to _ALL_PAIRS rows of a key every two are compared.  Of more, all are compared with up to _LEADERS leaders,
+    the first by rank that are like no leader before, and those like none of them with each other in runs of
+    _ALL_PAIRS.  The order is that of the texts' hashes, so what is found does not depend on where rows stand.
+    """
     import pyarrow as pa
 
-    ordered = group.sort_by([("key", "ascending"), ("id", "ascending")])
+    ordered = group.sort_by([(name, "ascending") for name in ("key", "rank", "id")])
     key, ids = ordered["key"].to_numpy(), ordered["id"].to_numpy()
-    starts = np.concatenate([[True], key[1:] != key[:-1]]) if len(key) else np.empty(0, bool)
-    first = ids[np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0))] if len(ids) else ids
-    later = np.flatnonzero(~starts)
-    found = np.concatenate([np.stack([first[later], ids[later]], 1), np.stack([ids[later - 1], ids[later]], 1)])
-    found = np.unique(found[found[:, 0] != found[:, 1]], axis=0)
-    return pa.table({"one": found[:, 0], "other": found[:, 1]})
+    edges = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1], [True]])) if len(key) else np.zeros(1, np.int64)
+    runs = [ids[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True) if end - start > 1]
+    found = [np.empty((0, 2), np.int64)]
+    for run in runs:
+        if len(run) > _ALL_PAIRS:
+            found += _of_large_run(run, paths, threshold)
+    for some in _batches([run for run in runs if len(run) <= _ALL_PAIRS]):
+        every = _signatures_of(np.concatenate(some), paths)
+        ends = np.cumsum([len(run) for run in some])
+        found += [_connected(run, every[end - len(run) : end], threshold) for run, end in zip(some, ends, strict=True)]
+    both = np.unique(np.concatenate(found), axis=0)
+    return pa.table({"one": both[:, 0], "other": both[:, 1]})
 
 
-def similar(batch: pa.Table, paths: dict[int, str], threshold: float) -> pa.Table:
-    """The pairs {one, other} whose signatures agree in a share of at least `threshold`."""
-    import pyarrow.compute as pc
+def _batches(runs: Sequence[shards.Ids]) -> Iterator[list[shards.Ids]]:
+    """`runs`, some at a time: their signatures are held together."""
+    some, size = list[shards.Ids](), 0
+    for run in runs:
+        if some and size + len(run) > _AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(run)
+        size += len(run)
+    if some:
+        yield some
 
-    one, other = batch["one"].to_numpy(), batch["other"].to_numpy()
-    ids, which = np.unique(np.concatenate([one, other]), return_inverse=True)
-    found = look_up(ids, paths, "signature")
-    mine, theirs = found[which[: len(one)]], found[which[len(one) :]]
-    return batch.filter(pc.greater_equal((mine == theirs).mean(1), threshold))
+
+def _connected(ids: shards.Ids, found: Signatures, threshold: float) -> Any:
+    """Pairs [n, 2] that connect those of `ids` which like ones connect: each row with the first of its cluster."""
+    if len(ids) == 2:
+        return ids[None] if (found[0] == found[1]).mean() >= threshold else np.empty((0, 2), np.int64)
+    cluster = np.arange(len(ids))
+    for row in range(len(ids) - 1):
+        like = cluster[row:][(found[row:] == found[row]).mean(1) >= threshold]  # its own too
+        cluster[np.isin(cluster, like)] = like.min()
+        if not cluster.any():  # all in one
+            break
+    rest = np.flatnonzero(cluster != np.arange(len(ids)))
+    return np.stack([ids[cluster[rest]], ids[rest]], 1)
+
+
+def _of_large_run(ids: shards.Ids, paths: dict[int, str], threshold: float) -> list[Any]:
+    """Pairs of many rows of one key, of which _AT_ONCE signatures are held."""
+    leaders, found = list[tuple[int, Any]](), list[Any]()
+    for start in range(0, len(ids), _AT_ONCE):
+        mine = ids[start : start + _AT_ONCE]
+        every, is_free = _signatures_of(mine, paths), np.ones(len(mine), bool)
+        for place in range(_LEADERS):
+            if place == len(leaders):
+                if not is_free.any():
+                    break
+                leaders.append((int(mine[is_free.argmax()]), every[is_free.argmax()]))
+            leader, signature = leaders[place]
+            like = (every == signature).mean(1) >= threshold
+            is_free &= ~like
+            like &= mine != leader
+            found.append(np.stack([np.full(like.sum(), leader), mine[like]], 1))
+        mine, every = mine[is_free], every[is_free]
+        for begin in range(0, len(mine), _ALL_PAIRS):
+            part = slice(begin, begin + _ALL_PAIRS)
+            found.append(_connected(mine[part], every[part], threshold))
+    return found
+
+
+def _signatures_of(ids: shards.Ids, paths: dict[int, str]) -> Signatures:
+    different, which = np.unique(ids, return_inverse=True)
+    return look_up(different, paths, "signature")[which]
 
 
 def look_up(ids: shards.Ids, paths: dict[int, str], name: str) -> Any:

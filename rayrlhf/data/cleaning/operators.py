@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,13 +50,18 @@ class Stage:
     last: Step | None
 
 
+def needs_all_rows(step: Step) -> bool:
+    """Whether a step decides after it has seen all rows, as `decontaminate` does where it counts matches."""
+    return step.kind in GLOBAL_STEPS or (isinstance(step, Decontaminate) and step.max_matches is not None)
+
+
 def stages(steps: Sequence[Step]) -> list[Stage]:
     """`steps` in as few passes as their order allows: one ends at a step over all rows, one begins with a model."""
     found: list[Stage] = []
     rows: list[Step] = []
     model: Step | None = None
     for step in steps:
-        if step.kind in GLOBAL_STEPS:
+        if needs_all_rows(step):
             found.append(Stage(tuple(rows), model, step))
             rows, model = [], None
         elif step.kind in MODEL_STEPS:
@@ -84,6 +89,18 @@ def built(step: str) -> Operator:
 
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
+
+
+def protector(steps: Sequence[Step]) -> Callable[[str], str] | None:
+    """What all `privacy` steps do together, for what is shown of a text; None where there is none."""
+    operators = [built(step.model_dump_json()) for step in steps if step.kind == "privacy"]
+
+    def protect(text: str) -> str:
+        for operator in operators:
+            text = str(operator(text))  # they never drop
+        return text
+
+    return protect if operators else None
 
 
 def check(steps: Sequence[Step]) -> None:

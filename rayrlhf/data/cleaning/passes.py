@@ -1,24 +1,26 @@
 """One pass over rows, as tasks (or, with a model, actors) of Ray Data do it: steps, counts, the rows that stay.
 
-A task takes some thousand rows, writes those that stay as a shard and answers with counts; nothing else leaves it.
+A task takes some thousand rows, or some megabytes, writes those that stay as a shard and answers with counts; nothing
+else leaves it.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from rayrlhf.data.cleaning import duplicates, minhash, shards
-from rayrlhf.data.cleaning.config import NearDuplicates, Step, UnitDuplicates
+from rayrlhf.data.cleaning import decontaminate, duplicates, minhash, shards
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, Step, UnitDuplicates
 from rayrlhf.data.cleaning.counts import Histogram, StepCount
-from rayrlhf.data.cleaning.operators import built
+from rayrlhf.data.cleaning.operators import built, protector
 from rayrlhf.data.cleaning.reading import BAD, SHOWN_BAD
-from rayrlhf.data.cleaning.verdict import Dropped
+from rayrlhf.data.cleaning.verdict import Dropped, not_empty
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,11 +60,13 @@ class ShardCounts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a step over all rows decided: sorted row numbers; with `units`, these lines or sentences of them go."""
+    """What a step over all rows decided: sorted row numbers; `units` are the lines or sentences of them that go, or
+    the n-grams for which they go."""
 
     step: Named
     ids: Any
     units: Any = None
+    notes: dict[str, int] = field(default_factory=dict)  # what else is to be reported
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,33 @@ class Pass:
     last: Step | None
     num_examples: int
     verdict: Any = None  # a reference to a Verdict in the object store
+    privacy: tuple[Step, ...] = ()  # through which examples go before they are kept
 
-    def of_rows(self, batch: pa.Table) -> pa.Table:
-        """The first pass: rows as they were read."""
+    @cached_property
+    def _protect(self) -> Callable[[str], str] | None:
+        return protector(self.privacy)
+
+    def of_rows(self, block: pa.Table) -> Iterator[pa.Table]:
+        """The first pass: rows as they were read, in shards of a bounded number of rows and bytes."""
+        if block.num_rows:
+            yield from map(self._of_piece, shards.pieces(block))
+
+    def _of_piece(self, batch: pa.Table) -> pa.Table:
         counts = ShardCounts()
         if BAD in batch.column_names:
             problems = batch[BAD].to_pylist()
             bad = [problem for problem in problems if problem is not None]
-            counts.num_bad, counts.bad = len(bad), bad[:SHOWN_BAD]
+            counts.num_bad, counts.bad = len(bad), [self._shown(problem) for problem in bad[:SHOWN_BAD]]
             batch = batch.filter(np.array([problem is None for problem in problems])).drop_columns([BAD])
         counts.rows_read = batch.num_rows
         for text in batch["text"].to_pylist():
             counts.lengths_in.see(len(text))
         return self._finish(batch, list(batch["text"].to_pylist()), counts)
+
+    def _shown(self, problem: str) -> str:
+        """What is said of a bad row, with the values in it protected; the file and line before them stay."""
+        where, colon, what = problem.partition(": ")
+        return problem if self._protect is None else where + colon + self._protect(what)
 
     def of_shards(self, batch: pa.Table, scorer: Any = None) -> pa.Table:
         """A later pass: rows {shard, path}, one a shard."""
@@ -124,12 +142,17 @@ class Pass:
             for place, numbers in removed.items():
                 left = duplicates.without_units(str(texts[place]), step.unit, numbers)
                 judged[place] = left or Dropped("all_duplicates", f"every {step.unit} is elsewhere too")
+        elif isinstance(step, Decontaminate):
+            known = decontaminate.known_to(step.model_dump_json())
+            for place, ngram in zip(places, verdict.units[mine].tolist(), strict=True):
+                judged[place] = Dropped("contaminated", decontaminate.matches(str(texts[place]), known)[ngram])
         else:
             reason = "near_duplicate" if isinstance(step, NearDuplicates) else "duplicate"
             for place in places:
                 judged[place] = Dropped(reason, "another row stays")
+        judged = [not_empty(after) for after in judged]
         for before, after in zip(texts, judged, strict=True):
-            count.see(str(before), after)
+            count.see(str(before), after, self._protect)
         return judged
 
     def _scored(self, texts: Sequence[str | Dropped], scorer: Any, counts: ShardCounts) -> list[str | Dropped]:
@@ -137,9 +160,9 @@ class Pass:
         assert self.model is not None
         found, alive = list(texts), [place for place, text in enumerate(texts) if isinstance(text, str)]
         count = self._count(counts, self.model[0])
-        for place, after in zip(alive, scorer([texts[place] for place in alive]), strict=True):
-            count.see(str(texts[place]), after)
-            found[place] = after
+        for place, score in zip(alive, scorer([texts[place] for place in alive]), strict=True):
+            found[place] = not_empty(score)
+            count.see(str(texts[place]), found[place], self._protect)
         return found
 
     def _finish(self, table: pa.Table, texts: Sequence[str | Dropped], counts: ShardCounts) -> pa.Table:
@@ -153,8 +176,8 @@ class Pass:
             for count, operator in steps:  # row by row, so that steps share a text's words
                 if not isinstance(text, str):
                     break
-                before, text = text, operator(text)
-                count.see(before, text)
+                before, text = text, not_empty(operator(text))
+                count.see(before, text, self._protect)
             if isinstance(text, str):
                 kept_places.append(place)
                 kept.append(text)
@@ -184,5 +207,6 @@ class ModelPass:
 def _keys(table: pa.Table, step: Step) -> dict[str, Any]:
     if isinstance(step, NearDuplicates):
         return minhash.keys(table, step)
-    assert not isinstance(step, NearDuplicates)
+    if isinstance(step, Decontaminate):
+        return decontaminate.keys(table, step)
     return duplicates.keys(table, step)  # type: ignore[arg-type]

@@ -17,7 +17,11 @@ _EMAIL = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])"
 )
 _IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d]|\.\d)")
-_IPV6 = re.compile(r"(?<![0-9A-Fa-f:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![0-9A-Fa-f:])")
+# a colon before it may end a label (`host:fe80::1`); std::vector, 10::30 and the slice a[::1] are left to is_ipv6
+_IPV6 = re.compile(
+    r"(?<![A-Za-z0-9_.])(?<![0-9A-Fa-f:]:)(?<![\w)\]]\[)"
+    r"(?:[0-9A-Fa-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{1,4}|(?<=::))(?![A-Za-z0-9_]|:[A-Za-z0-9_:])"
+)
 # in one piece, in fours, or as American Express; issuers' numbers begin with 2 to 6
 _CARD = re.compile(
     r"(?<![\d.-])(?:[2-6]\d{12,18}|[2-6]\d{3}([ -])\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -])\d{6}\2\d{5})(?![\d-])"
@@ -26,6 +30,13 @@ _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]){11,30}(?![A-Z
 _SSN = re.compile(r"(?<![\d-])(\d{3})-(\d{2})-(\d{4})(?![\d-])")
 _RESIDENT = re.compile(r"(?<![0-9A-Za-z])\d{17}[\dXx](?![0-9A-Za-z])")
 _PHONE_HINT = re.compile(r"\d(?:[^\dA-Za-z\n]{0,3}\d){6}")  # fewer digits make no number
+# where digits are dense: international, Chinese mobile and fixed, American with its usual marks
+_PLAIN_PHONE = re.compile(
+    r"(?<![\d.,+-])(?:\+\d{1,3}(?:[ -]?\d{2,5}){2,4}|1[3-9]\d(?:[ -]?\d{4}){2}|0\d{2,3}-\d{7,8}|"
+    r"(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4})(?![\d-])"
+)
+_MANY_HINTS = 200
+_DENSE = 0.2  # share of a text in hints
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643: 2**(17 - place) mod 11
 _IBAN_LENGTHS = {  # ISO 13616 registry
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "CH": 21,
@@ -76,12 +87,27 @@ def social_security(match: re.Match[str]) -> bool:
     return area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000"
 
 
-def is_address(text: str) -> bool:
-    """Whether `text` is an IP address; :: and 1.2.3 are none."""
+def is_ipv4(text: str) -> bool:
+    """Whether `text` is an IPv4 address; 1.2.3 and 300.1.1.1 are none."""
     try:
-        return len(text) > 2 and bool(ipaddress.ip_address(text))
+        return bool(ipaddress.IPv4Address(text))
     except ValueError:
         return False
+
+
+def is_ipv6(text: str) -> bool:
+    """Whether `text` is an IPv6 address and not code: a::b and 10::30 could be addresses, and are more likely none.
+
+    It has three groups that are not empty, or begins as addresses in use do (RFC 4291: fe80, fc, fd, 2000 to 3fff in
+    full), or is the loopback or one of IPv4.
+    """
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    first = text.partition(":")[0]
+    is_known = len(first) == 4 and (address.is_link_local or first[:2].lower() in ("fc", "fd") or first[0] in "23")
+    return sum(map(bool, text.split(":"))) >= 3 or is_known or address.is_loopback or address.ipv4_mapped is not None
 
 
 def build(config: Privacy) -> Operator:
@@ -99,8 +125,8 @@ def build(config: Privacy) -> Operator:
     if config.card is not None:
         passes.append(_replacing(_CARD, config.card, lambda match: luhn(match.group())))
     if config.ip is not None:
-        passes.append(_replacing(_IPV4, config.ip, lambda match: is_address(match.group())))
-        passes.append(_replacing(_IPV6, config.ip, lambda match: is_address(match.group()), needs=":"))
+        passes.append(_replacing(_IPV6, config.ip, lambda match: is_ipv6(match.group()), needs=":"))
+        passes.append(_replacing(_IPV4, config.ip, lambda match: is_ipv4(match.group())))
     if config.phone is not None:
         passes.append(_phones(config.phone, config.phone_regions))
 
@@ -137,9 +163,23 @@ def _ibans(token: str) -> Callable[[str], str]:
 def _phones(token: str, regions: tuple[str, ...]) -> Callable[[str], str]:
     import phonenumbers
 
+    def is_valid(match: re.Match[str]) -> bool:
+        for region in regions or (None,):
+            try:
+                if phonenumbers.is_valid_number(phonenumbers.parse(match.group(), region)):
+                    return True
+            except phonenumbers.NumberParseException:
+                continue
+        return False
+
+    plain = _replacing(_PLAIN_PHONE, token, is_valid)
+
     def replace(text: str) -> str:
         if _PHONE_HINT.search(text) is None:
             return text
+        covered = [len(hint) for hint in _PHONE_HINT.findall(text)]
+        if len(covered) > _MANY_HINTS and sum(covered) > _DENSE * len(text):
+            return plain(text)  # the library tries every grouping of a table's numbers: a hundred times slower
         for region in regions or (None,):
             matcher = phonenumbers.PhoneNumberMatcher(text, region, leniency=phonenumbers.Leniency.VALID)
             for match in reversed(list(matcher)):  # from the end, so that earlier places stay right

@@ -1,4 +1,5 @@
-"""Rows between two passes: Parquet files of some thousand rows, and the keys that a step over all rows asks for.
+"""Rows between two passes: Parquet files of some thousand rows or some megabytes, and the keys that a step over all
+rows asks for.
 
 A row's number is (number of its shard, place in it), and nothing but shards, keys and numbers passes between passes:
 memory is bounded by a shard a task, whatever the data's size.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +18,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 4096  # most rows of a shard
+BYTES = 16 * 2**20  # of text, most in a shard; a single row may be longer
 PLACE_BITS = 20  # a row number: shard << PLACE_BITS | place
 
 Ids = Any  # a numpy array of int64
+
+
+def pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """`table` in pieces of at most ROWS rows and about BYTES of text, none of them empty."""
+    import pyarrow.compute as pc
+
+    ends = np.cumsum(pc.binary_length(table["text"]).fill_null(0).to_numpy(), dtype=np.int64)
+    start, before = 0, 0
+    while start < len(ends):
+        stop = int(np.searchsorted(ends, before + BYTES, side="right"))
+        stop = min(max(stop, start + 1), start + ROWS)
+        yield table.slice(start, stop - start)
+        start, before = stop, int(ends[min(stop, len(ends)) - 1])
 
 
 def write(table: pa.Table, folder: str, keys: dict[str, Any]) -> str:

@@ -16,6 +16,11 @@ class Dropped(NamedTuple):
 Operator = Callable[[str], str | Dropped]  # the text as it goes on, or why it does not
 
 
+def not_empty(after: str | Dropped) -> str | Dropped:
+    """What a step says, and Dropped where it leaves nothing of a text."""
+    return Dropped("empty", "nothing is left") if isinstance(after, str) and not after.strip() else after
+
+
 def above(name: str, value: float, most: float | None) -> Dropped | None:
     """Dropped for too much of `name`; None where it is within `most`, or nothing is asked."""
     return Dropped(name, f"{name} {value:.3g} > {most:g}") if most is not None and value > most else None

@@ -17,7 +17,8 @@ _HAN = re.compile(f"[{HAN}]+")
 _TOKEN = re.compile(rf"[{HAN}]|[^\W{HAN}_]+(?:['’][^\W{HAN}_]+)*")
 _RUN = re.compile(rf"[{HAN}]+|[^\W{HAN}_]+(?:['’-][^\W{HAN}_]+)*")
 # An end mark with the quotes and brackets that close after it.  Latin marks need a space, as in 3.14 or e.g.this.
-_END = re.compile(r"[。！？；]+[”’」』）)\"']*|[.!?…]+[”’」』）)\"']*(?=\s|$)")
+# A run of them is tried from its first one only: a search from each would take the square of its length.
+_END = re.compile(r"[。！？；]+[”’」』）)\"']*|(?<![.!?…])[.!?…]+[”’」』）)\"']*(?=\s|$)")
 # words before whose dot a sentence goes on
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st vs etc e.g i.e eg ie fig no vol pp inc ltd co corp u.s u.k jan feb mar apr jun jul aug "

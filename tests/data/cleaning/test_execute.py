@@ -1,17 +1,23 @@
 """Cleaning through Ray Data: counts, duplicates over the whole data set, rows that cannot be read."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.command import user_error
-from rayrlhf.data.cleaning import execute, reading, shards
+from rayrlhf.data.cleaning import execute, operators, raw_files, raw_rows, reading, shards
 from rayrlhf.data.cleaning.counts import Histogram, StepCount, changed_characters
+from rayrlhf.data.cleaning.passes import Pass
 from rayrlhf.data.cleaning.verdict import Dropped
 from rayrlhf.data.rows import digest
 from rayrlhf.errors import DataError
@@ -69,6 +75,35 @@ def test_counts_by_hand() -> None:
     assert changed_characters("kitten", "sitting") == 3 and changed_characters("ab", "ba") == 0
 
 
+def test_what_privacy_takes_out_is_in_no_example() -> None:
+    protect = operators.protector(
+        planted.steps([{"kind": "privacy", "phone": None}, {"kind": "privacy", "email": "@"}])
+    )
+    assert protect is not None and operators.protector(planted.steps([{"kind": "normalise"}])) is None
+    secret, filler = "jane.doe@mail.example.org", "some words " * 3000
+    for before, after, shown in (
+        (f"a {secret}  b", f"a {secret} b", {"before": "a <EMAIL>  b", "after": "a <EMAIL> b"}),
+        (f"a {secret} b", "a <EMAIL> b", {"before": "(not kept: personal data)", "after": "a <EMAIL> b"}),
+        (f"{filler}{secret} b", f"{filler}<EMAIL> b", {"after": f"{filler}<EMAIL> b"[-49:]}),
+        (
+            f"{secret} {filler} x  b {secret}",
+            f"{secret} {filler} x b {secret}",
+            {"after": f"{filler} x b <EMAIL>"[-49:]},
+        ),
+    ):
+        count = StepCount("x", num_examples=1)
+        count.see(before, after, protect)
+        [found] = count.as_dict()["changed_examples"]
+        assert found | shown == found, found
+    count.see(f"{'a ' * 140}{secret}", Dropped("why", f"for {secret}"), protect)
+    [found] = count.as_dict()["dropped_examples"]
+    assert found == {"reason": "why", "detail": "for <EMAIL>", "text": "a " * 140 + "<EMAIL>"}
+    work = Pass("", (), None, None, 5, privacy=planted.steps([{"kind": "privacy"}]))
+    assert work._shown(f"/data/a@b.org/x, line 3: has text=7. The row: {secret}") == (
+        "/data/a@b.org/x, line 3: has text=7. The row: <EMAIL>"
+    )
+
+
 def test_histogram() -> None:
     histogram = Histogram()
     for length in (0, 1, 2, 3, 9):
@@ -103,6 +138,16 @@ def test_every_row_is_counted(ray_local: None, tmp_path: Path) -> None:
     assert sum(entry["rows"] for entry in cleaned.counts.lengths_out.as_list()) == 2
 
 
+def test_what_a_step_leaves_empty_goes(ray_local: None, tmp_path: Path) -> None:
+    texts = ["<p> </p>", "\u200b", "  ", "kept", "  kept"]
+    cleaned = clean(texts, [{"kind": "strip_html"}, {"kind": "normalise"}, {"kind": "exact_duplicates"}], tmp_path)
+    assert texts_of(cleaned) == ["kept"]
+    assert [dict(count.dropped) for count in cleaned.counts.steps.values()] == [
+        {"empty": 2}, {"empty": 1}, {"duplicate": 1}
+    ]  # fmt: skip
+    assert sorted(texts_of(clean(["", " ", "a"], [{"kind": "exact_duplicates"}], tmp_path / "g"))) == ["a"]
+
+
 def test_steps_run_in_their_order_and_nothing_may_be_left(ray_local: None, tmp_path: Path) -> None:
     texts = ["<b>hello</b>", "hello"]
     strip, exact = {"kind": "strip_html"}, {"kind": "exact_duplicates"}
@@ -134,7 +179,10 @@ def test_lines_and_sentences_of_the_whole_data_set(ray_local: None, tmp_path: Pa
 
 def test_planted_near_duplicates(ray_local: None, tmp_path: Path) -> None:
     made = planted.corpus()
-    texts = made["unique"] + made["near"]
+    draw = random.Random(2)
+    menu = " ".join(f"menu{n}" for n in range(120))  # bands that unlike texts share
+    pages = [f"{menu} {' '.join(draw.choices([f'w{n}' for n in range(4000)], k=70))}" for _ in range(60)]
+    texts = made["unique"] + made["near"] + pages
     found = {}
     for blocks in (2, 7):
         order = texts if blocks == 2 else texts[::-1]
@@ -145,7 +193,7 @@ def test_planted_near_duplicates(ray_local: None, tmp_path: Path) -> None:
     caught = sum(not {one, other} <= left for one, other in zip(made["unique"], made["near"], strict=False))
     lost = sum(one not in left and other not in left for one, other in zip(made["unique"], made["near"], strict=False))
     assert caught >= 38, "recall on 40 planted pairs"
-    assert lost == 0 and left >= set(made["unique"][40:]), "precision: nothing else went"
+    assert lost == 0 and left >= set(made["unique"][40:] + pages), "precision: nothing else went"
     # and no near duplicates are on both sides of a split, for only one of a cluster is left
     strict = clean(
         texts, [{"kind": "near_duplicates", "threshold": 0.99, "ngram": 2, "permutations": 64}], tmp_path / "9"
@@ -169,7 +217,7 @@ def test_one_node_and_its_rows(ray_local: None, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_give_the_same_rows(ray_local: None, tmp_path: Path) -> None:
-    planted.write(tmp_path / "source")
+    planted.write(tmp_path / "source", num_files=12)
     one = execute.clean(
         reading.read(str(tmp_path / "source"), reading.Reading()), planted.steps(planted.STEPS), str(tmp_path / "one")
     )
@@ -179,8 +227,23 @@ def test_two_nodes_give_the_same_rows(ray_local: None, tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith("SEEN ")]
     assert lines, done.stdout + done.stderr
     seen = json.loads(lines[0].removeprefix("SEEN "))
-    assert seen["nodes"] == 2
+    assert len(seen["nodes"]) == 2 and seen["worked"] == seen["nodes"], "both nodes read and cleaned rows"
     assert seen["rows"] == sorted(texts_of(one)) and seen["fates"] == one.fates()
+
+
+def test_stock_phrases_of_an_evaluation_set(ray_local: None, tmp_path: Path) -> None:
+    stock, secret = "which of the following statements is correct", "the blue whale weighs about two hundred tonnes"
+    stock += " here"
+    (tmp_path / "eval.txt").write_text(f"{stock}\n{secret}\n")
+    texts = [f"Page {n}: {stock}?" for n in range(6)] + [f"It is known that {secret}, or so."] * 2 + ["clean"]
+    given = {"kind": "decontaminate", "against": [str(tmp_path / "eval.txt")]}
+    every = clean(texts, [given], tmp_path / "a")
+    assert texts_of(every) == ["clean"]
+    some = clean(texts, [{"kind": "normalise"}, given | {"max_matches": 5}], tmp_path / "b")
+    assert sorted(texts_of(some)) == sorted(texts[:6] + ["clean"]) and some.fates()["contaminated"] == 2
+    count = some.counts.steps["decontaminate"].as_dict()
+    assert count["notes"] == {"common_ngrams_ignored": 1}
+    assert count["dropped_examples"][0]["detail"] == secret
 
 
 # ---- rows that cannot be read ----------------------------------------------------------------------
@@ -262,6 +325,102 @@ def test_other_encodings_and_formats(ray_local: None, tmp_path: Path) -> None:
         reading.check(str(tmp_path / "d.parquet"), READING, 0)
 
 
+def rows_of(path: Path, **keys: Any) -> list[tuple[str, str | None]]:
+    """What reading makes of a file, without Ray; the whole of it in one part after another."""
+    given = reading.Reading(**keys)
+    reading.check(str(path), given, max_bad_rows=99)
+    return list(reading._all_rows(raw_files.resolve(str(path), given.format), given))
+
+
+def test_json_arrays_tsv_compressed_files_and_other_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"content": f"第{n}行", "meta": {"body": f"row {n}"}, "n": n} for n in range(5)]
+    lined = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    array = json.dumps(rows, ensure_ascii=False, indent=1)
+    table = "n\tcontent\n" + "".join(f"{row['n']}\t{row['content']}\n" for row in rows)
+    for name, text in (("a.jsonl", lined), ("b.json", array), ("c.json", lined), ("d.tsv", table)):
+        for ending in ("", ".gz", ".bz2", ".xz", ".zst"):
+            data = text.encode()
+            if ending == ".zst":
+                data = pa.compress(data, "zstd", asbytes=True)
+            elif ending:
+                data = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending].compress(data)
+            (tmp_path / f"{name}{ending}").write_bytes(data)
+            found = rows_of(tmp_path / f"{name}{ending}", columns={"text": "content"})
+            assert found == [(f"第{n}行", None) for n in range(5)], (name, ending)
+    assert rows_of(tmp_path / "b.json", columns={"text": "meta.body"})[3] == ("row 3", None)
+    assert reading.columns(str(tmp_path / "b.json.zst"), "auto") == ["content", "meta", "n"]
+    (tmp_path / "e.json").write_bytes(array.encode("gb18030"))
+    assert rows_of(tmp_path / "e.json", columns={"text": "content"}, encoding="gb18030")[1] == ("第1行", None)
+    with pytest.raises(DataError, match="b.json, row 1: has no column body, which data.columns names for text"):
+        rows_of(tmp_path / "b.json", columns={"text": "body"})
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
+    for column, wanted in (("content", "第2行"), ("meta.body", "row 2")):
+        given = reading.Reading(columns={"text": column})
+        assert rows_of(tmp_path / "f.parquet", columns={"text": column})[2] == (wanted, None)
+        marked = reading._marked(parquet.read_table(tmp_path / "f.parquet"), "f", given)
+        assert marked["text"].to_pylist()[2] == wanted and marked["_bad"].null_count == 5
+    with pytest.raises(DataError, match="has no effect on text files"):
+        (tmp_path / "g.txt").write_text("x")
+        rows_of(tmp_path / "g.txt", columns={"text": "content"})
+
+
+def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9)[:-20])
+    with pytest.raises(DataError, match="a.jsonl.gz cannot be read to its end as gzip"):
+        rows_of(tmp_path / "a.jsonl.gz")
+    (tmp_path / "b.json").write_text('[{"text": "good"}, {"text": 3}, {"text": "' + "x" * 99 + '"}, {"text": ')
+    with pytest.raises(DataError, match="b.json, after row 3: element 4 of the array is not JSON"):
+        rows_of(tmp_path / "b.json", max_row_bytes=50)
+    (tmp_path / "b.json").write_text('[{"text": "good"}, {"text": 3}, {"text": "' + "x" * 99 + '"}]')
+    found = rows_of(tmp_path / "b.json", max_row_bytes=50)
+    assert found[0] == ("good", None) and "row 2: has text=3" in str(found[1]) and "longer than" in str(found[2])
+    (tmp_path / "c.zip").write_text("x")
+    with pytest.raises(DataError, match="extensions .'.zip'.. Known extensions: .jsonl, .*.tsv"):
+        rows_of(tmp_path / "c.zip")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "notes.md").write_text("x")
+    with pytest.raises(DataError, match="d holds no data file. Known extensions"):
+        rows_of(tmp_path / "d")
+    (tmp_path / "d" / "a.txt.bz2").write_bytes(bz2.compress(b"one\ntwo"))
+    assert rows_of(tmp_path / "d") == [("one", None), ("two", None)], "what has no known extension is no data"
+    (tmp_path / "d" / "a.csv").write_text("text\nx")
+    with pytest.raises(DataError, match="cannot tell the format"):
+        rows_of(tmp_path / "d")
+
+
+def test_a_giant_field_of_csv_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    giant = "\n".join(f"line {n} of it" for n in range(40))
+    (tmp_path / "a.csv").write_text(f'text,n\nfirst,1\n"{giant}",2\nlast,3\n')
+    found = rows_of(tmp_path / "a.csv", max_row_bytes=100)
+    assert [text for text, _ in found] == ["first", "", "last"], "its tail is no row"
+    assert "a.csv, line 42: longer than data.max_row_bytes=100 (or a quote" in str(found[1])
+    monkeypatch.setattr(raw_rows, "_CSV_FIELD", 200)
+    with pytest.raises(DataError, match="a field goes on for more than 200 characters"):
+        rows_of(tmp_path / "a.csv", max_row_bytes=100)
+
+
+def test_pieces_of_a_table_are_bounded_by_rows_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr(shards, "BYTES", 100)
+    monkeypatch.setattr(shards, "ROWS", 4)
+    texts = ["a" * 300, *["b" * 30] * 5, *["c"] * 9, "字" * 40, ""]
+    found = [piece["text"].to_pylist() for piece in shards.pieces(pa.table({"text": texts}))]
+    assert sum(found, []) == texts and [len(piece) for piece in found] == [1, 3, 4, 4, 3, 1, 1]
+    assert list(shards.pieces(pa.table({"text": pa.array([], pa.string())}))) == []
+
+
+def test_long_rows_make_small_shards(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [str(n) * 2**20 for n in range(10, 40)]  # 2 MiB each
+    cleaned = clean(texts, [{"kind": "normalise"}], tmp_path, blocks=2)
+    assert texts_of(cleaned) == texts, "in their order"
+    sizes = [shards.read(path)["text"].nbytes for path in cleaned.paths]
+    assert len(sizes) >= 4 and max(sizes) < 1.1 * shards.BYTES
+
+
 def test_parts_of_a_file_give_every_line_once(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     content = [b"x" * length for length in (0, 3, 9, 1, 1, 40, 2, 0, 5)]
@@ -272,7 +431,7 @@ def test_parts_of_a_file_give_every_line_once(tmp_path: Path) -> None:
             found = []
             with open(path, "rb") as file:
                 for start in range(0, size, step):
-                    found += [line for _, line in reading.lines(file, start, min(size, start + step), 30)]
+                    found += [line for _, line in raw_rows.lines(file, start, min(size, start + step), 30)]
             assert [None if line is None else line.rstrip(b"\r\n") for line in found] == [
                 line if len(line) <= 30 else None for line in content
             ], (end, step)

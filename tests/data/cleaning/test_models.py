@@ -1,16 +1,20 @@
 """The n-gram model, the classifier, n-gram overlap and MinHash, against slow references."""
 
 import itertools
+import json
 import math
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from rayrlhf.data.cleaning import classifier, decontaminate, hashing, minhash, ngram_model
-from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates
+from rayrlhf.data.cleaning import classifier, decontaminate, duplicates, hashing, minhash, ngram_model, shards
+from rayrlhf.data.cleaning.config import Decontaminate, NearDuplicates, UnitDuplicates
 from rayrlhf.data.cleaning.duplicates import compared, without_units
+from rayrlhf.data.cleaning.execute import decontaminate_verdict
 from rayrlhf.errors import DataError
 
 PINNED = 0x8DBCE87FE32CDDA6
@@ -119,13 +123,13 @@ def test_the_area_under_the_curve() -> None:
 
 def test_shared_ngrams_are_found_in_both_languages() -> None:
     question = "What is the capital city of the largest country in the whole wide world today"
-    known = decontaminate.index(iter([question, "short one", "水的化学式是什么？请给出答案"]), 6, 4)
+    known = decontaminate.index(iter([question, "short one", "水的化学式是什么？请给出答案"]), (6, 4), (6, 4))
     assert (known.num_texts, known.num_too_short) == (3, 1)
     assert decontaminate.match("He asked: what is THE capital, city of X", known) == "what is the capital city of"
     assert decontaminate.match("what is the capital town of the largest", known) is None
     assert decontaminate.match("老师问：水的化学式是什么？", known) == "水 的 化 学 式 是"
     assert decontaminate.match("", known) is None
-    whole = decontaminate.index(iter(["who wrote the iliad"]), 13, 4)
+    whole = decontaminate.index(iter(["who wrote the iliad"]), (13, 4), (13, 4))
     assert decontaminate.match("so who wrote the Iliad then", whole) == "who wrote the iliad", (
         "a short text counts whole"
     )
@@ -151,11 +155,45 @@ def test_evaluation_sets_of_any_columns(tmp_path: Path) -> None:
         found = keep(f"so {text} x")
         assert isinstance(found, tuple) and found == ("contaminated", text)
     assert keep("one two three five") == "one two three five"
+    some = decontaminate.build(config.model_copy(update={"against": config.against[:2], "columns": ("q", "prompt")}))
+    assert isinstance(some("one two three four"), tuple) and isinstance(some("nine ten eleven twelve"), tuple)
+    assert some("five six seven eight") == "five six seven eight", "in a column that does not count"
+    with pytest.raises(DataError, match="no row of .*c.txt has a column of .'q', 'prompt'."):
+        decontaminate.build(config.model_copy(update={"columns": ("q", "prompt")}))
     with pytest.raises(DataError, match="none of the 4 texts .* has 5 tokens"):
         decontaminate.build(config.model_copy(update={"ngram": 5, "min_tokens": 5}))
     (tmp_path / "d.jsonl").write_text('{"q": "x"}\n{"q": \n')
     with pytest.raises(DataError, match=r"d.jsonl, line 2: not JSON"):
         decontaminate.build(config.model_copy(update={"against": (str(tmp_path / "d.jsonl"),)}))
+
+
+def test_chinese_evaluation_texts_have_lengths_of_their_own(tmp_path: Path) -> None:
+    stock, question = "下列说法正确的是", "小明从家出发步行去学校每分钟走六十米走了二十分钟到达"
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(json.dumps({"q": text}) + "\n" for text in (stock, question, "GPT 与 Llama 哪个更好")))
+    keep = decontaminate.build(Decontaminate(kind="decontaminate", against=(str(path),)))
+    page = "例三：下列说法正确的是哪一个？"
+    assert keep(page) == page, "a stock phrase is no question"
+    found = keep(f"题目：{question}，求距离。")
+    assert isinstance(found, tuple) and found.detail == " ".join(question[:20])
+    part = question[:19] + "。"
+    assert keep(part) == part
+    strict = Decontaminate(kind="decontaminate", against=(str(path),), han_ngram=8, min_han_tokens=8)
+    assert isinstance(decontaminate.build(strict)(page), tuple)
+    with pytest.raises(ValueError, match="min_han_tokens=16 is above han_ngram=8"):
+        Decontaminate(kind="decontaminate", against=(str(path),), han_ngram=8)
+
+
+def test_ngrams_of_many_rows_count_for_nothing() -> None:
+    group = pa.table({"key": pa.array([7, 7, 7, 5, 5, 9], pa.uint64()), "id": [1, 2, 3, 1, 4, 8]})
+    found = decontaminate.contaminated(group, max_matches=2)
+    assert found.to_pylist() == [
+        {"id": 1, "ngram": 5}, {"id": 4, "ngram": 5}, {"id": 8, "ngram": 9}, {"id": decontaminate.COMMON, "ngram": 7},
+    ]  # fmt: skip
+    step = Decontaminate(kind="decontaminate", against=("x",), max_matches=2)
+    verdict = decontaminate_verdict(("d", step), np.array([8, -1, 4, 4]), np.array([9, 7, 6, 5], np.uint64))
+    assert (verdict.ids.tolist(), verdict.units.tolist()) == ([4, 8], [5, 9])
+    assert verdict.notes == {"common_ngrams_ignored": 1}
 
 
 # ---- near duplicates -------------------------------------------------------------------------------
@@ -190,31 +228,75 @@ def test_bands_find_pairs_at_the_threshold() -> None:
     assert keys[0, 0] != keys[2, 1], "the same numbers in another band are another key"
 
 
-def test_pairs_and_clusters_by_hand() -> None:
-    import pyarrow as pa
+def kept_in(folder: Path, texts: list[str], order: list[int], num_shards: int, config: NearDuplicates) -> pa.Table:
+    """The keys of `texts` in some order, in some shards; `paths` has where they lie."""
+    tables = []
+    for shard in range(num_shards):
+        made = minhash.keys(pa.table({"text": [texts[n] for n in order[shard::num_shards]]}), config)
+        for name in ("signature", "rank"):
+            np.save(folder / f"{shard}.parquet.{name}.npy", made[name])
+        ids = shards.row_ids(shard, made["place"])
+        tables.append(pa.table({"key": made["key"], "rank": made["rank"][made["place"]], "id": ids}))
+    return pa.concat_tables(tables)
 
-    group = pa.table({"key": pa.array([7, 5, 7, 7, 5, 9], pa.uint64()), "id": [3, 1, 4, 2, 8, 6]})
-    found = {(row["one"], row["other"]) for row in minhash.pairs(group).to_pylist()}
-    assert found == {(2, 3), (2, 4), (3, 4), (1, 8)}
-    assert minhash.clusters([0, 1, 4], [1, 2, 5], 6).tolist() == [0, 0, 0, 3, 4, 4]
+
+def paths_of(folder: Path, num_shards: int) -> dict[int, str]:
+    return {shard: str(folder / f"{shard}.parquet") for shard in range(num_shards)}
 
 
-def test_similar_pairs_only_and_one_of_each_cluster_stays(tmp_path: Path) -> None:
-    import pyarrow as pa
-
+def test_like_rows_and_one_of_each_cluster_stays(tmp_path: Path) -> None:
     base = " ".join(f"w{n}" for n in range(120))
     texts = [base, base.replace("w60", "x"), "another text", base.replace("w15", "y"), "无关的文字"]
-    made = minhash.keys(pa.table({"text": texts}), NearDuplicates(kind="near_duplicates"))
-    path = str(tmp_path / "a.parquet")
-    for name in ("signature", "rank"):
-        np.save(f"{path}.{name}.npy", made[name])
-    ids = np.array(list(itertools.combinations(range(5), 2)))
-    batch = pa.table({"one": ids[:, 0], "other": ids[:, 1]})
-    similar = minhash.similar(batch, {0: path}, 0.8)
-    assert {(row["one"], row["other"]) for row in similar.to_pylist()} == {(0, 1), (0, 3), (1, 3)}
-    dropped = minhash.to_drop(similar["one"].to_numpy(), similar["other"].to_numpy(), {0: path})
-    first = min((0, 1, 3), key=lambda row: made["rank"][row])
+    config = NearDuplicates(kind="near_duplicates")
+    group, paths = kept_in(tmp_path, texts, list(range(5)), 1, config), paths_of(tmp_path, 1)
+    found = minhash.pairs(group, paths, 0.8)
+    rank = minhash.keys(pa.table({"text": texts}), config)["rank"]
+    first = min((0, 1, 3), key=lambda row: rank[row])
+    pairs = {(row["one"], row["other"]) for row in found.to_pylist()}
+    assert pairs <= set(itertools.permutations((0, 1, 3), 2)) and len({row for pair in pairs for row in pair}) == 3
+    assert minhash.clusters([0, 1, 4], [1, 2, 5], 6).tolist() == [0, 0, 0, 3, 4, 4]
+    dropped = minhash.to_drop(found["one"].to_numpy(), found["other"].to_numpy(), paths)
     assert dropped.tolist() == sorted({0, 1, 3} - {first})
+    assert minhash.pairs(group.slice(0, 0), paths, 0.8).num_rows == 0
+
+
+@pytest.mark.parametrize(("all_pairs", "leaders"), [(1024, 256), (8, 120), (8, 3)])
+def test_pages_with_the_same_boilerplate_in_any_order(
+    all_pairs: int, leaders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bands full of unlike texts: what is found depends on no order, and every like pair of a band is (with bounds that
+    do not bite)."""
+    monkeypatch.setattr(minhash, "_ALL_PAIRS", all_pairs)
+    monkeypatch.setattr(minhash, "_LEADERS", leaders)
+    monkeypatch.setattr(minhash, "_AT_ONCE", 50)
+    draw = random.Random(0)
+    site = " ".join(f"menu{n}" for n in range(120))
+    texts = [f"{site} {' '.join(draw.choices([f'w{n}' for n in range(4000)], k=70))}" for _ in range(120)]
+    texts += [texts[n].replace("menu3 ", "") for n in range(10)] + texts[:3]
+    config = NearDuplicates(kind="near_duplicates", threshold=0.5)
+    signatures = minhash.signatures(texts, config.ngram, config.permutations)
+    bands = minhash.band_keys(signatures, minhash.band_rows(0.5, config.permutations))
+    wanted = [
+        pair
+        for pair in itertools.combinations(range(len(texts)), 2)
+        if (bands[pair[0]] == bands[pair[1]]).any() and (signatures[pair[0]] == signatures[pair[1]]).mean() >= 0.5
+    ]
+    left = set()
+    for _ in range(3):
+        order = draw.sample(range(len(texts)), len(texts))
+        group, paths = kept_in(tmp_path, texts, order, 3, config), paths_of(tmp_path, 3)
+        found = minhash.pairs(group.take(draw.sample(range(len(group)), len(group))), paths, 0.5)
+        dropped = set(minhash.to_drop(found["one"].to_numpy(), found["other"].to_numpy(), paths).tolist())
+        ids = [int(id) for shard in range(3) for id in shards.row_ids(shard, np.arange(len(order[shard::3])))]
+        rows = [n for shard in range(3) for n in order[shard::3]]
+        left.add(tuple(sorted(texts[n] for n, id in zip(rows, ids, strict=True) if id not in dropped)))
+    assert len(left) == 1, "no order matters"
+    clusters = minhash.clusters([one for one, _ in wanted], [other for _, other in wanted], len(texts))
+    assert len(wanted) > 40 and 2 < len(set(clusters.tolist())) < 100
+    if leaders > 3:
+        assert len(left.pop()) == len(set(clusters.tolist()))
+    else:
+        assert len(left.pop()) <= len(set(clusters.tolist())) + 12, "some are found in runs of 8 only, or not"
 
 
 def test_units_are_compared_by_their_letters() -> None:
@@ -222,3 +304,17 @@ def test_units_are_compared_by_their_letters() -> None:
     assert compared("你好，世界。") == compared("你好世界")
     assert without_units("One. Two. Three.", "sentence", {1}) == "One. Three."
     assert without_units("one\ntwo\nthree", "line", {0, 2}) == "two"
+    assert without_units("one\n\n    two:\n        three\n", "line", {0}) == "    two:\n        three"
+
+
+def test_numbers_are_compared_as_they_stand_and_rules_not_at_all() -> None:
+    texts = [
+        "| --- | ------ | ------ |", "======================", "$$ .......................... a",
+        "The price today: -3.5", "The price today: 35", "The price, today: 3.5", "the price today:   35!",
+        "1 | 2 | 3 | 4 | 5 | 6 | 7", "12 | 34 | 5 | 6 | 7 |  |", "2020-2021 12:30 1,000.5",
+    ]  # fmt: skip
+    table = pa.table({"text": texts})
+    found = duplicates.unit_keys(table, UnitDuplicates(kind="unit_duplicates", unit="line", min_chars=16))
+    assert found["place"].tolist() == list(range(3, 10)), "a line without letters and digits equals no other"
+    assert len(set(found["key"].tolist())) == 6 and found["key"][1] == found["key"][3], "the line in other signs"
+    assert compared("2020-2021 12:30 1,000.5") == " 2020-2021  12:30  1,000.5 "

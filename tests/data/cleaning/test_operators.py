@@ -1,6 +1,7 @@
 """The steps on single rows, by hand, in English and Chinese; every key shows its effect."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -69,15 +70,39 @@ def test_repair() -> None:
 
 
 def test_normalise() -> None:
-    assert run("normalise", "cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\nline"
+    assert run("normalise", "cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\n line"
     assert run("normalise", "ﬁ ²") == "ﬁ ²" and run("normalise", "ﬁ ²", form="NFKC") == "fi 2"
     assert run("normalise", "a\x07b\ufeff", remove_control=False) == "a\x07b\ufeff"
     assert run("normalise", " a  b ", collapse_spaces=False) == " a  b "
+    assert run("normalise", "\u3000a\n\u3000b", full_width="letters") == run(
+        "normalise", "\u3000a\n\u3000b", form="NFKC"
+    )
+    assert run("normalise", "a\u200bb", remove_control=False) == "a\u200bb"
     wide = "ＡＢ１２，你好！"
     assert run("normalise", wide) == wide
     assert run("normalise", wide, full_width="letters") == "AB12，你好！"
     assert run("normalise", wide, full_width="all") == "AB12,你好!"
     assert run("normalise", "一\u3000二", full_width="letters", collapse_spaces=False) == "一 二"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("end of page\x0cNext page", "end of page\nNext page"),
+        ("a\rb\x0bc\x85d\u2028e\u2029f\r\ng\x1ch", "a\nb\nc\nd\ne\nf\ng\nh"),
+        ("def f(x):  # why\n    if  x:\n\treturn 1  \n   \n\n\n", "def f(x): # why\n    if x:\n\treturn 1"),
+        ("  for x in y:\n    a  = 1\n  b = 2", "for x in y:\n  a = 1\nb = 2"),
+        ("\n   one  line ", "one line"),
+        ("\u3000\u3000第一段。\n\u3000 \u3000第二段，\u3000好。", "第一段。\n第二段， 好。"),
+        ("a\n\xa0\u2003\tb", "a\n  \tb"),
+        ("via\u200bgra co\xadop\u2060 \u180ex\ufeff", "viagra coop x"),
+        ("vi\u200cag\u200dra 购\u200d买か\u200dな", "viagra 购买かな"),
+        ("می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥", "می\u200cشود क्\u200dष 👨\u200d👩\u200d👧 ❤️\u200d🔥"),
+    ],
+)
+def test_normalise_glues_nothing_and_keeps_what_has_a_meaning(text: str, wanted: str) -> None:
+    assert run("normalise", text) == wanted
+    assert run("normalise", wanted) == wanted
 
 
 def test_strip_html() -> None:
@@ -86,8 +111,29 @@ def test_strip_html() -> None:
     assert run("strip_html", page) == "Head\nOne & two\nthree\n你好"
     for plain in ("if a<b and c>d", "vector<int> x", "mail <EMAIL> &amp; more", "1 < 2"):
         assert run("strip_html", plain) == plain, "no tag of HTML"
-    assert run("strip_html", "<p>a <EMAIL> b</p>").lower() == "a <email> b"
+    assert run("strip_html", "<p>a <EMAIL> b</p>") == "a <EMAIL> b"
+    assert run("strip_html", '<a title="5 > 3" href=x>a</a><!-- <p>no</p> --> <td>b<?php echo 1 ?>') == "a  b"
     assert html.TAG.findall("<div class='a'><foo></div>") == ["<div class='a'>", "</div>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<html><head><title>x</title><body><p>Text is here</p></body></html>", "Text is here"),
+        ("<html><head><title>x</title><script>y</script>\n<p>Text is here</p>", "Text is here"),
+        ("In HTML the <head> element holds metadata. <p>Next paragraph.</p>",
+         "In HTML the  element holds metadata. \nNext paragraph."),
+        ("To embed, use the <object> tag. Then <b>more</b> text", "To embed, use the  tag. Then more text"),
+        ("A <script> mentioned, <b>bold</b>, <style>p {}</style> end", "A  mentioned, bold,  end"),
+        ("A <head> is said to begin here <title>Shown</title><p>b", "A  is said to begin here \nShown\nb"),
+        ("<svg><title>t</title><path d='M1'/></svg> and <b>b</b>", "and b"),
+        ("<b>a</b> <!-- never closed", "a <!-- never closed"),
+        ("<body><title>shown</title><p>b", "shown\nb"),
+        ("<SCRIPT>a</script ><P>b</P>", "b"),
+    ],
+)  # fmt: skip
+def test_strip_html_swallows_no_page(text: str, wanted: str) -> None:
+    assert run("strip_html", text) == wanted
 
 
 # ---- heuristics ------------------------------------------------------------------------------------
@@ -103,6 +149,16 @@ def test_language() -> None:
     assert run("language", chinese, languages=["en"]) == "[language]"
     assert run("language", "This is English") == "This is English"
     assert run("language", "This is English", min_confidence=0.9) == "[language_unsure]"
+    for text in ("北京时间2023年10月1日，国庆节。", "机器学习", "你好 world hello", "我係香港人"):
+        assert run("language", text) == text, "no dialect, and where it is one it is Chinese"
+        assert run("language", text, languages=["en"]) == "[language]"
+    assert run("language", "佢哋喺香港食飯", languages=["yue"]) == "佢哋喺香港食飯"
+    assert run("language", "今天天气很好，我们去公园", languages=["yue"]) == "[language]"
+    for text in ("Solve x^2 + 3x + 2 = 0.", "Guten Tag"):
+        assert run("language", text) == text, "a guess near chance is none"
+        assert run("language", text, min_drop_confidence=0) == "[language]"
+        assert run("language", text, min_confidence=0.5) == "[language_unsure]"
+    assert run("language", german, min_drop_confidence=0.9999) == german
     with pytest.raises(ConfigError, match="no language xx; known are ace af am"):
         run("language", "", languages=["xx"])
 
@@ -196,6 +252,9 @@ def test_keywords(tmp_path: Path) -> None:
     assert run("keywords", "Buy Viagra now", words=["viagra"]) == "[keywords]"
     assert run("keywords", "an assassin", words=["ass"]) == "an assassin", "whole words"
     assert run("keywords", "本店提供代开发票服务", words=["代开发票"]) == "[keywords]"
+    assert run("keywords", "购买viagra请联系", words=["viagra"]) == "[keywords]", "Chinese letters end a Latin word"
+    assert run("keywords", "これはspamです", words=["spam"]) == "[keywords]"
+    assert run("keywords", "été spamé spam_x 3spam", words=["spam", "t"]) == "été spamé spam_x 3spam"
     assert run("keywords", "spam spam", words=["spam"], max_matches=2) == "spam spam"
     (tmp_path / "list.txt").write_text("\ufeffclick here\n\n博彩\n", encoding="utf-8")
     path = str(tmp_path / "list.txt")
@@ -235,6 +294,14 @@ def test_links() -> None:
         ("请联系zhang@example.cn谢谢", "请联系<EMAIL>谢谢"),
         ("a@b, @user, x@y.z9", "a@b, @user, x@y.z9"),
         ("from 192.168.1.254 to fe80::1ff:fe23:4567:890a", "from <IP> to <IP>"),
+        ("at ::1, 2001:db8::7: up; [2001:db8::1]:80", "at <IP>, <IP>: up; [<IP>]:80"),
+        ("host:fe80::1%eth0 为fd12:3456::1。", "host:<IP>%eth0 为<IP>。"),
+        ("::ffff:10.0.0.1, 1:2:3:4:5:6:7:8, 1:2::3", "<IP>, <IP>, <IP>"),
+        ("std::vector<int> v; use Foo::bar; a::b", "std::vector<int> v; use Foo::bar; a::b"),
+        ("use std::collections::HashMap; dead::beef", "use std::collections::HashMap; dead::beef"),
+        ("Time 10::30, a[::1], x[1::2], :: and f()[::1]", "Time 10::30, a[::1], x[1::2], :: and f()[::1]"),
+        ("ab::cd::ef, add::bad(fee::1), 00:1b:44:11:3a:b7", "ab::cd::ef, add::bad(fee::1), 00:1b:44:11:3a:b7"),
+        ("1:2:3:4:5:6:7:8:9 and 2001:db8::1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9 and 2001:db8::1:2:3:4:5:6:7"),
         ("version 1.2.3.4.5 and 300.1.1.1 at 12:30:45", "version 1.2.3.4.5 and 300.1.1.1 at 12:30:45"),
         ("card 4111 1111 1111 1111 or 4111-1111-1111-1112", "card <CARD> or 4111-1111-1111-1112"),
         ("IBAN DE89 3704 0044 0532 0130 00 is paid", "IBAN <IBAN> is paid"),
@@ -258,6 +325,53 @@ def test_privacy_s_keys() -> None:
     for name, token in tokens.items():
         assert run("privacy", text, **(dict.fromkeys(tokens) | {name: token})).count("[") == 1, name
     assert run("privacy", "(650) 253-0000", phone_regions=["CN"]) == "(650) 253-0000"
+
+
+def test_phones_in_tables_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import phonenumbers
+
+    table = "".join(f"{n} {n * 7919} {n * n}.5 {n * 104729}\n" for n in range(100, 500))
+    dense = f"{table}+1 650 253 0000, (650) 253-0000 13812345678 010-62793001 650.253.0000 111-253-0000\n{table}"
+    wanted = f"{table}<PHONE>, <PHONE> <PHONE> <PHONE> <PHONE> 111-253-0000\n{table}"
+    with monkeypatch.context() as patched:
+        patched.setattr(phonenumbers, "PhoneNumberMatcher", None)  # is not asked
+        assert run("privacy", dense, card=None) == wanted
+        assert "13812345678" in run("privacy", dense, card=None, phone_regions=["US"])
+    prose = "A long text of words with one 650 253 0000 in it. " * 300
+    assert "650" not in run("privacy", prose), "there the library looks"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "around"),
+    [
+        ("sentences", ".", "{}x"),
+        ("sentences", ".'\"", "{}x"),
+        ("strip_html", "<!--", "<b>{}"),
+        ("strip_html", '<a ="', "<b>{}"),
+        ("strip_html", "=", "<b><a {}"),
+        ("strip_html", " ", "<b>{}x"),
+        ("strip_html", "<script>", "<b>{}"),
+        ("links", "<!--", "{}"),
+        ("links", "=", "<a {}"),
+        ("links", "<!doctype", "{}"),
+        ("normalise", " ", "{}x"),
+        ("normalise", "\n \u3000", "{}x"),
+        ("privacy", "a@", "{}"),
+        ("privacy", "1:", "{}"),
+    ],
+)
+def test_no_text_takes_the_square_of_its_length(kind: str, unit: str, around: str) -> None:
+    """Four times the text takes about four times as long, not sixteen times; what takes no time at all passes."""
+    step = sentences if kind == "sentences" else operators.build(STEP.validate_python({"kind": kind}))
+
+    def seconds(size: int) -> float:
+        text = around.format(unit * (size // len(unit)))
+        start = time.process_time()
+        step(text)
+        return time.process_time() - start
+
+    for size in (10_000, 50_000):  # the small one first, so that a wrong step does not take minutes
+        assert min(seconds(4 * size) for _ in range(2)) < max(0.2, 10 * seconds(size))
 
 
 def test_checksums_by_hand() -> None:
