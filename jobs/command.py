@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rayrlhf.config import Section, load, to_yaml
+from rayrlhf.environment import remember_command
 from rayrlhf.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def complain(message: str, label: str = "error") -> None:
 
 
 def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) -> int:
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parse(given)
     if arguments.flags & {"--help", "-h"}:
         from rayrlhf.config_help import help_text
 
@@ -160,6 +162,7 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
     if "--print-config" in arguments.flags:
         print(to_yaml(config), end="")
         return 0
+    remember_command(["rayrlhf", job.name, *given])
     is_dry = "--dry-run" in arguments.flags
     job.check(config)
     if job.cluster:
