@@ -1,5 +1,5 @@
 """`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`; and tools:
-`rayrlhf submit JOB ...` on a cluster, `rayrlhf doctor`."""
+`rayrlhf submit JOB ...` on a cluster, `rayrlhf compare RUN RUN`, `rayrlhf doctor`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ SUBMISSION = {
     "logs": "show, or follow, what a job prints",
     "stop": "end a job, resumably",
 }
-TOOLS = SUBMISSION | {"doctor": "say what is missing on this machine and how to mend it"}
+TOOLS = SUBMISSION | {
+    "compare": "overlay runs in one HTML file: compare RUN1 RUN2 [...] [--output FILE]",
+    "doctor": "say what is missing on this machine and how to mend it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rayrlhf import doctor
 
         return doctor.main(rest)
+    if name == "compare":
+        from jobs import compare
+
+        return compare.main(rest)
     if name in SUBMISSION:
         from jobs import submission
 

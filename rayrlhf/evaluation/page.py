@@ -1,0 +1,44 @@
+"""One HTML file from a template, with everything in it: it loads nothing and works from a folder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rayrlhf.evaluation import charts
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of `templates/TEMPLATE`; all text in `values` is escaped."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("rayrlhf.evaluation", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": charts.number_text,
+        "signed": charts.signed,
+        "data": data,
+        "duration": duration,
+        "figure": charts.figure,
+    }
+    shape = {
+        "size": [charts.WIDTH, charts.HEIGHT],
+        "margins": [charts.LEFT, charts.RIGHT, charts.TOP, charts.BOTTOM],
+        "bar": charts.stacked_bar,
+    }
+    return environment.get_template(template).render(**shape, **values)
+
+
+def data(value: float | None) -> str:
+    """A number for the page's script; "" where there is none."""
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    named = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{amount} {unit}" for amount, unit in named if amount) or "0 s"
