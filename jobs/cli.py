@@ -33,10 +33,17 @@ SUBMISSION = {
     "logs": "show, or follow, what a job prints",
     "stop": "end a job, resumably",
 }
-TOOLS = SUBMISSION | {
+REPORTING = {
+    "report": "write a run's report.html and summary.json: report RUN",
     "compare": "overlay runs in one HTML file: compare RUN1 RUN2 [...] [--output FILE]",
-    "doctor": "say what is missing on this machine and how to mend it",
 }
+TOOLS = (
+    SUBMISSION
+    | REPORTING
+    | {
+        "doctor": "say what is missing on this machine and how to mend it",
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rayrlhf import doctor
 
         return doctor.main(rest)
-    if name == "compare":
-        from jobs import compare
+    if name in REPORTING:
+        from jobs import reporting
 
-        return compare.main(rest)
+        return reporting.run(name, rest)
     if name in SUBMISSION:
         from jobs import submission
 

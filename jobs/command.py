@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 a `UserError` (one message, no traceback), 130 interrupted
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
@@ -34,6 +35,13 @@ INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
 # Ray Data adds advice about retries to what its tasks raise; it does not mend a user's rows
 _RETRIES = re.compile(r"\nFailed to .* attempts \(")
+
+
+class ToolParser(argparse.ArgumentParser):
+    """For tools with options: what is wrong is a ConfigError, not an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. {self.format_usage().strip()}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ anything is sent, without runs, environments and history in what is sent, with a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import importlib
@@ -19,11 +18,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jobs.command import INTERRUPTED, USER_ERROR, complain
+from jobs.command import INTERRUPTED, USER_ERROR, ToolParser, complain
 from rayrlhf.errors import ConfigError, ResourceError, UserError
 
 if TYPE_CHECKING:
@@ -46,13 +45,8 @@ def run(tool: str, argv: Sequence[str]) -> int:
         return USER_ERROR
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. {self.format_usage().strip()}")
-
-
-def _parser(tool: str, about: str) -> _Parser:
-    parser = _Parser(prog=f"rayrlhf {tool}", description=about, allow_abbrev=False)
+def _parser(tool: str, about: str) -> ToolParser:
+    parser = ToolParser(prog=f"rayrlhf {tool}", description=about, allow_abbrev=False)
     parser.add_argument(
         "--address",
         help="the dashboard's URL; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS where it is a URL, or "

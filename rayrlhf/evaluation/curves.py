@@ -24,12 +24,7 @@ CHARTS = {
     "Sampler against trainer: gap of log-probs": ("sync/logprob_gap", "sync/logprob_gap_max"),
     "Explained variance of the critic": ("critic/explained_variance",),
 }
-FRONTIER = (
-    "Reward against KL, one point an evaluation",
-    "eval/kl",
-    "eval/score",
-    "eval/kl, nats a sequence",
-)
+FRONTIER = ("Reward against KL, one point an evaluation", "eval/kl", "eval/score", "eval/kl, nats a sequence")
 PROXY = ("Gold against the reward it was trained on", "eval/score", "eval/gold", "eval/score, trained on")
 
 
