@@ -37,13 +37,7 @@ REPORTING = {
     "report": "write a run's report.html and summary.json: report RUN",
     "compare": "overlay runs in one HTML file: compare RUN1 RUN2 [...] [--output FILE]",
 }
-TOOLS = (
-    SUBMISSION
-    | REPORTING
-    | {
-        "doctor": "say what is missing on this machine and how to mend it",
-    }
-)
+TOOLS = SUBMISSION | REPORTING | {"doctor": "say what is missing on this machine and how to mend it"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.redaction import redacted_text
+from rayrlhf.redaction import MASK, is_secret, redacted_text
 
 GIB = 2**30
 # The driver's command line, for the workers that write a stage: their own is Ray's.
@@ -43,7 +43,12 @@ def environment() -> dict[str, Any]:
 
 def remember_command(words: Sequence[str]) -> None:
     """Take `words` for the command line of this process and of the workers it starts; secrets in it are masked."""
-    os.environ[COMMAND] = redacted_text(shlex.join(words))
+    os.environ[COMMAND] = shlex.join(map(_masked, words))
+
+
+def _masked(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    return f"{key}={MASK}" if equals and is_secret(key) else redacted_text(word)
 
 
 @functools.cache

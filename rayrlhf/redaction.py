@@ -15,7 +15,7 @@ _WORD = (
     r"|credentials?|authorization|api_?key|access_?key(?:_?id)?|secret_?key|private_?key|signature|sig)"
 )
 _KEY = re.compile(rf"(?i)(?:.*[^a-z])?{_WORD}$")
-_ASSIGNED = re.compile(rf"(?i)((?<![a-z]){_WORD}=)[^\s&'\"]+")
+_ASSIGNED = re.compile(rf"(?i)((?<![a-z]){_WORD}(?:=|: ?))[^\s&'\",}}\]]+")
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*://)(?:[^\s/?#]+|[^\s:/@]+:[^\s@]+)@")
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
@@ -37,7 +37,7 @@ def redacted(value: Any) -> Any:
 
 
 def redacted_text(text: str) -> str:
-    """`text` with credentials in URLs, `password=...` and keys of well-known forms masked."""
+    """`text` with credentials in URLs, `password=...` (also `password: ...`) and keys of well-known forms masked."""
     text = _URL.sub(rf"\1{MASK}@", text)
     text = _ASSIGNED.sub(rf"\1{MASK}", text)
     return _FORMS.sub(MASK, text)

@@ -40,7 +40,9 @@ def charts(rows: list[Row]) -> list[Chart]:
 
 
 def other_charts(rows: list[Row]) -> list[Chart]:
-    """A chart of its own for each metric that none of CHARTS shows."""
+    """A chart of its own for each metric that none of CHARTS shows; none for a stage that logs once."""
+    if len(rows) < 2:
+        return []
     names, happened = metric_names(rows), events(rows)
     shown = set(matching(names, [pattern for patterns in CHARTS.values() for pattern in patterns]))
     return [

@@ -63,14 +63,14 @@ def write_report(run_dir: str, config_class: ConfigClass = lambda kind: None) ->
     """Write `report.html`, one file that loads nothing from elsewhere, and return its path."""
     run = read_run(run_dir)
     used = [(stage.name, rows_used.data_metrics(stage, run.rows.get(stage.name, []))) for stage in run.stages]
+    drawn = {name: (curves.charts(rows), curves.other_charts(rows)) for name, rows in run.rows.items()}
     html = page.render(
         "report.html.jinja",
         run=run,
-        sections=_sections(run),
+        sections=_sections(run, any(any(found) for found in drawn.values())),
         evaluation=evaluation_table(run.evaluation),
         win_rates=win_rates(run.evaluation),
-        charts={name: found for name, rows in run.rows.items() if (found := curves.charts(rows))},
-        others={name: curves.other_charts(rows) for name, rows in run.rows.items()},
+        drawn={name: found for name, found in drawn.items() if any(found)},
         events={name: curves.events(rows) for name, rows in run.rows.items()},
         most=MAX_SAMPLES,
         gain=_gain,
@@ -152,7 +152,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _sections(run: Run) -> list[tuple[str, str]]:
+def _sections(run: Run, is_drawn: bool) -> list[tuple[str, str]]:
     """(anchor, title) of the parts that the page has."""
     is_data = bool(run.cards) or any(
         name.startswith("data/") and "rows_" in name for stage in run.stages for name in stage.manifest["metrics"]
@@ -160,7 +160,7 @@ def _sections(run: Run) -> list[tuple[str, str]]:
     there = {
         ("result", "Result"): bool(evaluation_table(run.evaluation)),
         ("lineage-of-stages", "Stages"): bool(run.stages),
-        ("curves", "Curves"): any(curves.charts(rows) for rows in run.rows.values()),
+        ("curves", "Curves"): is_drawn,
         ("samples-of-text", "Samples"): bool(run.samples or run.before_after),
         ("time", "Time"): bool(run.stages),
         ("data", "Data"): is_data,

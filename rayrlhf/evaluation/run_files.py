@@ -61,7 +61,7 @@ class Run:
 
     name: str
     directory: str
-    stages: list[Stage]  # in the order they were made in
+    stages: list[Stage]  # in the order they were made in, none before what it was made from
     rows: dict[str, list[Row]]  # of metrics.jsonl, by stage, in order of step
     samples: list[Row]  # of the evaluation: prompt, baseline, policy and their scores
     before_after: list[Row]  # of PPO's own evaluations: prompt, before, after
@@ -115,8 +115,7 @@ def read_run(run_dir: str) -> Run:
             steps[found] = name
             if path.rsplit("/", 2)[-2] == newest:
                 stages.append(Stage(name, f"{run_dir}/{name}/{newest}", found, json.loads(text)))
-    stages.sort(key=lambda stage: (stage.manifest["created"], stage.name))
-    stages = [replace(stage, parents=_parents(stage, run_dir, steps)) for stage in stages]
+    stages = _in_order([replace(stage, parents=_parents(stage, run_dir, steps)) for stage in stages])
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     samples = jsonl(filesystem, f"{_local(evaluated[-1])}/state/samples.jsonl") if evaluated else []
     cards = {stage.name: card for stage in stages if (card := _card(filesystem, stage)) is not None}
@@ -202,6 +201,18 @@ def _now(path: str, before: str) -> Now:
     except Exception:  # a bucket that is gone, a login that ended, an extra that is not installed: any kind of error
         return "unknown"
     return "same" if now == before else "changed" if now else "missing"
+
+
+def _in_order(stages: list[Stage]) -> list[Stage]:
+    """By time, which is known to the second only, and so that a stage follows those of the run it was made from."""
+    left = sorted(stages, key=lambda stage: (stage.manifest["created"], stage.name))
+    done: list[Stage] = []
+    while left:
+        waiting = {stage.name for stage in left}
+        free = [stage for stage in left if not waiting & {p.stage for p in stage.parents} - {stage.name}]
+        done.append((free or left)[0])
+        left.remove(done[-1])
+    return done
 
 
 def _with_staleness(stages: list[Stage]) -> list[Stage]:
