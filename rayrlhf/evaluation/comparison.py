@@ -202,6 +202,6 @@ def _overlays(labels: Sequence[str], runs: dict[str, list[Row]], is_main: bool) 
     main = _in_order([curves.matching(names, patterns) for patterns in curves.CHARTS.values()])
     if not is_main:
         charts = [curves.overlay(given, name) for name in sorted(set(names) - set(main))]
-        return [chart for chart in charts if chart.series]
+        return [chart for chart in charts if any(len(line.points) > 1 for line in chart.series)]
     both = [chart for chart in (curves.frontier(given), curves.proxy(given)) if chart is not None]
     return both + [chart for name in main if (chart := curves.overlay(given, name)).series]

@@ -40,15 +40,13 @@ def charts(rows: list[Row]) -> list[Chart]:
 
 
 def other_charts(rows: list[Row]) -> list[Chart]:
-    """A chart of its own for each metric that none of CHARTS shows; none for a stage that logs once."""
-    if len(rows) < 2:
-        return []
+    """A chart of its own for each metric that none of CHARTS shows and that was logged more than once."""
     names, happened = metric_names(rows), events(rows)
     shown = set(matching(names, [pattern for patterns in CHARTS.values() for pattern in patterns]))
     return [
         Chart(name, [Series(name, found)], events=happened)
         for name in names
-        if name not in shown and (found := points(rows, name))
+        if name not in shown and len(found := points(rows, name)) > 1
     ]
 
 

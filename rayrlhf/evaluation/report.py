@@ -63,11 +63,13 @@ def write_report(run_dir: str, config_class: ConfigClass = lambda kind: None) ->
     """Write `report.html`, one file that loads nothing from elsewhere, and return its path."""
     run = read_run(run_dir)
     used = [(stage.name, rows_used.data_metrics(stage, run.rows.get(stage.name, []))) for stage in run.stages]
+    read = [entry for name, metrics in used for entry in rows_used.rows_read(name, metrics)]
+    mixtures = [entry for name, metrics in used for entry in rows_used.mixture(name, metrics)]
     drawn = {name: (curves.charts(rows), curves.other_charts(rows)) for name, rows in run.rows.items()}
     html = page.render(
         "report.html.jinja",
         run=run,
-        sections=_sections(run, any(any(found) for found in drawn.values())),
+        sections=_sections(run, any(map(any, drawn.values())), bool(run.cards or read or mixtures)),
         evaluation=evaluation_table(run.evaluation),
         win_rates=win_rates(run.evaluation),
         drawn={name: found for name, found in drawn.items() if any(found)},
@@ -79,8 +81,8 @@ def write_report(run_dir: str, config_class: ConfigClass = lambda kind: None) ->
         call_times={name: calls for name, rows in run.rows.items() if (calls := times.call_times(rows))},
         by_phase=times.by_phase,
         by_role=times.by_role,
-        rows_read=[entry for name, metrics in used for entry in rows_used.rows_read(name, metrics)],
-        mixtures=[entry for name, metrics in used for entry in rows_used.mixture(name, metrics)],
+        rows_read=read,
+        mixtures=mixtures,
         lengths=lengths,
         configs={stage.name: stage_config(stage, config_class(stage.kind)) for stage in run.stages},
         environments=environments(run.stages),
@@ -152,11 +154,8 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return list(facts.items())
 
 
-def _sections(run: Run, is_drawn: bool) -> list[tuple[str, str]]:
+def _sections(run: Run, is_drawn: bool, is_data: bool) -> list[tuple[str, str]]:
     """(anchor, title) of the parts that the page has."""
-    is_data = bool(run.cards) or any(
-        name.startswith("data/") and "rows_" in name for stage in run.stages for name in stage.manifest["metrics"]
-    )
     there = {
         ("result", "Result"): bool(evaluation_table(run.evaluation)),
         ("lineage-of-stages", "Stages"): bool(run.stages),

@@ -29,7 +29,11 @@ def make(root: Path, name: str, lr: float, gold: float, tables: str = "rows", ex
     add_stage(run, "sft", 2, config=config, files=files, parents={"data": prepare}, metrics={"loss": lr * 2})
     metrics = {"eval/policy/gold": gold, "eval/policy/nan": math.nan}
     add_stage(run, "evaluate", config=given, metrics=metrics, parents={"policy": str(run / "sft")}, seconds=5.0)
-    add_rows(run, "sft", {0: {"eval/kl": 0.0, "eval/score": 1.0}, 1: {"loss": lr, "odd/one": lr}, 2: {"loss": lr * 2}})
+    add_rows(
+        run,
+        "sft",
+        {0: {"eval/kl": 0.0, "eval/score": 1.0}, 1: {"loss": lr, "odd/one": lr}, 2: {"loss": lr * 2, "odd/one": 0.0}},
+    )
     return str(run)
 
 

@@ -6,8 +6,8 @@ from rayrlhf.evaluation.charts import Event
 OTHERS = {"stage": "ppo", "time_s": 1.0, "total_steps": 2}
 ROWS = [
     {**OTHERS, "step": 0, "eval/score": 0.5, "eval/kl": 0.0, "eval/gold": 0.1},
-    {**OTHERS, "step": 1, "objective/kl": 2.0, "odd/one": 7.0, "optim/policy_lr": 1e-3},
-    {**OTHERS, "step": 2, "objective/kl": None, "eval/score": 1.5, "eval/kl": 4.0},
+    {**OTHERS, "step": 1, "objective/kl": 2.0, "odd/one": 7.0, "data/once": 5.0, "optim/policy_lr": 1e-3},
+    {**OTHERS, "step": 2, "objective/kl": None, "eval/score": 1.5, "eval/kl": 4.0, "odd/one": 8.0},
 ]
 
 
@@ -25,7 +25,7 @@ def test_a_stage_has_the_charts_it_has_metrics_for() -> None:
         "Gold score (never trained on)": {"eval/gold": [(0, 0.1)]},
         "Learning rate": {"optim/policy_lr": [(1, 1e-3)]},
     }
-    assert drawn(curves.other_charts(ROWS)) == {"odd/one": {"odd/one": [(1, 7.0)]}}, "steps and times are no metrics"
+    assert drawn(curves.other_charts(ROWS)) == {"odd/one": {"odd/one": [(1, 7.0), (2, 8.0)]}}, "no steps, no times"
     assert curves.charts([]) == []
 
 

@@ -25,7 +25,13 @@ def partial(tmp_path) -> Path:
         "ppo",
         {
             0: {"eval/score": 0.5, "eval/kl": 0.0, "eval/gold": 0.25},
-            1: {"objective/kl": 0.5, "objective/scores": 0.2, "time/step_s": 2.0, "time/policy_update_s": 1.5},
+            1: {
+                "other/</script>": 2.0,
+                "objective/kl": 0.5,
+                "objective/scores": 0.2,
+                "time/step_s": 2.0,
+                "time/policy_update_s": 1.5,
+            },
             2: {"objective/kl": 0.321, "other/</script>": 1.0, "eval/score": 1.0, "eval/kl": 3.0, "eval/gold": 0.5},
         },
     )
