@@ -45,6 +45,7 @@ def test_the_commit_is_of_the_code_that_runs(tmp_path, monkeypatch) -> None:
     fresh = environment.commit.__wrapped__
     assert fresh() is None, "no checkout"
     git("init", "-q", str(tmp_path))
+    git("-C", str(tmp_path), "commit", "-q", "--allow-empty", "-m", "of another project")
     assert fresh() is None, "a checkout around it is another project's"
     root = str(tmp_path / "checkout")
     git("init", "-q", root)

@@ -67,7 +67,7 @@ def call_times(rows: list[Row]) -> list[CallTime]:
     """
     total, steps = defaultdict[str, float](float), 0
     for row in rows:
-        calls = {name: v for name, v in row.items() if name != _STEP and v is not None and _CALL.fullmatch(name)}
+        calls = {name: v for name, v in row.items() if v is not None and _CALL.fullmatch(name)}
         steps += bool(calls)
         for name, seconds in calls.items():
             total[name] += seconds

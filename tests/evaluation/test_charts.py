@@ -60,6 +60,10 @@ def test_long_lines_keep_their_extremes() -> None:
     points[4321], points[8765] = (4321, 7.0), (8765, -3.0)
     kept = thinned(points, 400)
     assert len(kept) <= 400 and (4321, 7.0) in kept and (8765, -3.0) in kept
+    spikes = [(500 + 1000 * number, 10.0 - number) for number in range(10)]
+    for step, height in spikes:
+        points[step] = (step, height)
+    assert set(spikes) < set(thinned(points, 400)), "also lower ones, elsewhere"
     assert kept[0] == (0, 0.0) and kept[-1] == (9999, 0.0)
     assert kept == sorted(kept)
     assert thinned(points[:400], 400) == points[:400], "few points are all kept"

@@ -189,6 +189,7 @@ def test_environments(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(environment.COMMAND, "rayrlhf sft run.name=try")
     add_stage(run_dir, "sft")
     add_stage(run_dir, "dpo")
+    add_stage(run_dir, "kto")
     monkeypatch.setenv(environment.COMMAND, "rayrlhf evaluate run.name=try")
     add_stage(run_dir, "evaluate")
     old = run_dir / "dpo" / "step_000000" / "stage.json"
@@ -197,6 +198,7 @@ def test_environments(tmp_path, monkeypatch) -> None:
     old.write_text(json.dumps(manifest))
     page = page_of(run_dir)
     tables = {(facts := dict(page.tables[f"environment-{n}"]))["command line"]: facts for n in (1, 2, 3)}
+    assert "environment-4" not in page.tables and ("kto, sft" in page.text or "sft, kto" in page.text)
     old_one, sft = tables["not recorded"], tables["rayrlhf sft run.name=try"]
     assert "torch" in old_one["packages"] and "Python" not in old_one
     assert "cores" in sft["machine"] and sft["Python"] == tables["rayrlhf evaluate run.name=try"]["Python"]

@@ -79,6 +79,13 @@ def test_a_parent_that_is_gone(chain) -> None:
     }
 
 
+def test_a_run_of_the_same_name_elsewhere_is_another(chain, tmp_path) -> None:
+    other = add_stage(tmp_path / "other/runs/try", "base")
+    config = {"run": {"name": "try", "root": "runs"}}
+    add_stage(chain, "dpo", config=config, parents={"model": other})
+    assert parents("runs/try")["dpo model"] == ("same", None)
+
+
 def test_an_older_step_that_is_kept_is_known_by_its_hash(chain) -> None:
     older = "runs/try/sft/step_000020"
     config = {"run": {"name": "try", "root": "runs"}}
