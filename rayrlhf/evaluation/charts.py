@@ -66,7 +66,7 @@ def figure(chart: Chart) -> Markup:
     body += [_line(line, _colour(line, number), across, up) for number, line in enumerate(lines)]
     scale = " ".join(f"{v:.9g}" for v in (*across, *up))
     legend = [
-        Markup('<span><i class="s{}"></i>{}</span>').format(_colour(line, number), line.name)
+        Markup('<span><i class="{}"></i>{}</span>').format(_colour(line, number), line.name)
         for number, line in enumerate(lines)
     ]
     legend += [
@@ -155,8 +155,10 @@ def _y(value: float, up: Point) -> float:
     return HEIGHT - BOTTOM - (value - up[0]) / (up[1] - up[0]) * (HEIGHT - TOP - BOTTOM)
 
 
-def _colour(line: Series, number: int) -> int:
-    return (number if line.colour is None else line.colour) % NUM_COLOURS
+def _colour(line: Series, number: int) -> str:
+    """The line's classes: of more lines than there are colours the others are dashed."""
+    place = number if line.colour is None else line.colour
+    return f"s{place % NUM_COLOURS}" + (" dashed" if place >= NUM_COLOURS else "")
 
 
 def _axes(across: Point, up: Point, chart: Chart) -> list[Markup]:
@@ -197,7 +199,7 @@ def _event(event: Event, across: Point) -> Markup:
     )
 
 
-def _line(line: Series, colour: int, across: Point, up: Point) -> Markup:
+def _line(line: Series, colour: str, across: Point, up: Point) -> Markup:
     from markupsafe import Markup
 
     places = [(f"{_x(x, across):.1f}", f"{_y(y, up):.1f}") for x, y in line.points]
@@ -210,7 +212,7 @@ def _line(line: Series, colour: int, across: Point, up: Point) -> Markup:
     for number, (label, (x, y)) in enumerate(zip(line.labels, places, strict=False)):
         if number % every == 0 or number == len(line.labels) - 1:
             inner.append(Markup('<text class="label" x="{}" y="{}" dx="6" dy="-5">{}</text>').format(x, y, label))
-    return Markup('<g class="series s{}" data-name="{}" data-x="{}" data-y="{}" data-labels="{}">{}</g>').format(
+    return Markup('<g class="series {}" data-name="{}" data-x="{}" data-y="{}" data-labels="{}">{}</g>').format(
         colour,
         line.name,
         " ".join(f"{x:.7g}" for x, _ in line.points),

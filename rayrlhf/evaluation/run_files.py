@@ -86,12 +86,11 @@ def check_run(path: str) -> None:
         raise CheckpointError(f"{redacted_text(path)} cannot be reached: {error}") from error
     if not filesystem.isdir(root):
         raise CheckpointError(f"{path} is no run: there is no such folder. Give runs/NAME")
-    above = root
-    for levels, what in ((0, "a stage"), (1, "a step of a stage")):
-        if filesystem.isfile(f"{above}/latest") and not filesystem.isdir(f"{above}/latest"):
-            run = path.rstrip("/").rsplit("/", 1 + levels)[0]
+    for levels, what in ((1, "a stage"), (2, "a step of a stage")):
+        stage = root if levels == 1 else root.rpartition("/")[0]
+        if filesystem.isfile(f"{stage}/latest"):
+            run = path.rstrip("/").rsplit("/", levels)[0]
             raise CheckpointError(f"{path} is {what}, not a run: give its run, {run}")
-        above = above.rpartition("/")[0]
     if not filesystem.glob(f"{root}/*/latest") and not filesystem.glob(f"{root}/metrics*.jsonl"):
         raise CheckpointError(
             f"{path} is no run: it has neither a stage (STAGE/latest) nor metrics.jsonl. Give runs/NAME, "

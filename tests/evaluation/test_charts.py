@@ -83,6 +83,13 @@ def test_labels_name_points_but_not_too_many() -> None:
     assert labels == ["0", "3", "6", "9", "12", "15", "18", "21", "24", "27", "29"], "every third, and the last"
 
 
+def test_more_lines_than_colours_are_told_apart() -> None:
+    html = figure(Chart("t", [Series(f"line {n}", [(0, float(n))]) for n in range(9)]))
+    classes = [line["class"] for line in Page(html).series]
+    assert classes == [f"series s{n}" for n in range(8)] + ["series s0 dashed"]
+    assert '<i class="s0 dashed"></i>line 8' in html
+
+
 def test_events_stand_across_the_chart() -> None:
     events = [Event(5, "skipped", "1 optimizer step(s)"), Event(8, "skipped"), Event(11, "rolled back")]
     html = figure(Chart("t", [Series("a", [(0, 0.0), (10, 1.0)])], events=events))

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from rayrlhf.checkpoint import stage_hash
+from rayrlhf.checkpoint import StageWriter, stage_hash
 from rayrlhf.errors import CheckpointError
 from rayrlhf.evaluation.run_files import check_run, metric_names, read_run
 from tests.evaluation.pages import add_rows, add_stage, lines
@@ -117,6 +118,22 @@ def test_metrics_are_what_is_neither_step_nor_time(tmp_path) -> None:
     rows = read_run(str(tmp_path)).rows["ppo"]
     assert [row["loss"] for row in rows] == [0.75, 0.25], "in order of step; of a step done again the later one"
     assert metric_names(rows) == ["loss"]
+
+
+def test_a_run_in_an_object_store(tmp_path) -> None:
+    root = f"memory://{tmp_path.name}/runs"
+    config, run = {"run": {"name": "try", "root": root}}, f"{root}/try"
+    for name, step, made_from in (("sft", 1, {}), ("ppo", 2, {"policy": f"{run}/sft/latest"})):
+        StageWriter(f"{run}/{name}", step).finish(name, config, made_from, {"loss": 0.5})
+    filesystem, where = fsspec.core.url_to_fs(run)
+    filesystem.pipe_file(f"{where}/metrics-sft.jsonl", lines([{"stage": "sft", "step": 1, "loss": 0.5}]).encode())
+    check_run(run)
+    found = read_run(run)
+    assert [(stage.name, stage.directory) for stage in found.stages] == [
+        ("sft", f"{run}/sft/step_000001"),
+        ("ppo", f"{run}/ppo/step_000002"),
+    ]
+    assert parents(run) == {"ppo policy": ("same", "sft")} and found.rows["sft"][0]["loss"] == 0.5
 
 
 def test_what_is_no_run_is_refused(chain, tmp_path) -> None:

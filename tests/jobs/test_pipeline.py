@@ -185,7 +185,7 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     assert set(summary["stages"]) == set(DEMO_STAGES)
     report, sft = (run / "report.html").read_text(), json.loads((run / "sft/step_000020/stage.json").read_text())
     assert 'id="changes-ppo"' in report and "stale" not in report.partition("<body>")[2]
-    assert sft["environment"]["command"].startswith("rayrlhf pipeline jobs/configs/demo_short.yaml run.root=")
+    assert sft["environment"]["command"].startswith(f"rayrlhf pipeline {SHORT} run.root=")
 
     again = rayrlhf("pipeline", SHORT, *keys)
     assert again.stdout.count("there already, made from the same inputs; skipped") == len(DEMO_STAGES)
