@@ -79,10 +79,24 @@ def call_times(rows: list[Row]) -> list[CallTime]:
     return sorted(found, key=lambda call: (PHASES.index(call.phase), -call.seconds))
 
 
-def by_phase(calls: list[CallTime]) -> list[tuple[str, float]]:
-    """(phase, seconds), in the order of the phases."""
-    found = [(phase, sum(call.seconds for call in calls if call.phase == phase)) for phase in PHASES]
-    return [(phase, seconds) for phase, seconds in found if seconds]
+def by_phase(rows: list[Row]) -> list[tuple[str, float]]:
+    """(phase, seconds of wall time), in the order of the phases, over all steps of a stage with roles.
+
+    Calls of one phase run side by side, so a phase lasts as long as its slowest; `rest` is what is left of the step:
+    waiting for prompts, arithmetic on the coordinator.
+    """
+    total = defaultdict[str, float](float)
+    for row in rows:
+        longest = defaultdict[str, float](float)
+        for name, value in row.items():
+            if value is not None and (call := _CALL.fullmatch(name)):
+                phase = _PHASE_OF.get(call[2], "other")
+                longest[phase] = max(longest[phase], value)
+        for phase, seconds in longest.items():
+            total[phase] += seconds
+        if longest:
+            total["rest"] += max((row.get(_STEP) or 0.0) - sum(longest.values()), 0.0)
+    return [(phase, total[phase]) for phase in (*PHASES, "rest") if total[phase]]
 
 
 def by_role(calls: list[CallTime]) -> list[tuple[str, float]]:
