@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rayrlhf.environment import COMMAND
 from rayrlhf.errors import ConfigError, ResourceError
 
 # Off unless the user has set them: telemetry, and chatter of the actors on the driver's console
@@ -56,7 +57,8 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     import ray
 
-    actors_environment = {"env_vars": {name: os.environ[name] for name in _missing_in_job()}}
+    told = [name for name in (*_missing_in_job(), COMMAND) if name in os.environ]
+    actors_environment = {"env_vars": {name: os.environ[name] for name in told}}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)

@@ -1,5 +1,5 @@
 """`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`; and tools:
-`rayrlhf submit JOB ...` on a cluster, `rayrlhf watch RUN`, `rayrlhf doctor`."""
+`rayrlhf submit JOB ...` on a cluster, `rayrlhf watch RUN`, `rayrlhf compare RUN RUN`, `rayrlhf doctor`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,16 @@ SUBMISSION = {
     "logs": "show, or follow, what a job prints",
     "stop": "end a job, resumably",
 }
-TOOLS = SUBMISSION | {
-    "watch": "a run in the terminal, live or finished: watch RUN [--stage STAGE] [--once] [--interval S]",
-    "doctor": "say what is missing on this machine and how to mend it",
+REPORTING = {
+    "report": "write a run's report.html and summary.json: report RUN",
+    "compare": "overlay runs in one HTML file: compare RUN1 RUN2 [...] [--output FILE]",
 }
+TOOLS = (
+    SUBMISSION
+    | {"watch": "a run in the terminal, live or finished: watch RUN [--stage STAGE] [--once] [--interval S]"}
+    | REPORTING
+    | {"doctor": "say what is missing on this machine and how to mend it"}
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs import watch
 
         return watch.watch(rest)
+    if name in REPORTING:
+        from jobs import reporting
+
+        return reporting.run(name, rest)
     if name in SUBMISSION:
         from jobs import submission
 

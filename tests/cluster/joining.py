@@ -7,6 +7,7 @@ import psutil
 import ray
 
 from cluster import bring_up
+from rayrlhf.environment import environment, remember_command
 
 
 @ray.remote(num_cpus=0)
@@ -14,9 +15,15 @@ def remote_environment():
     return {name: os.environ.get(name) for name in bring_up.ENVIRONMENT}
 
 
+@ray.remote(num_cpus=0)
+def remote_command():
+    return environment()["command"]
+
+
 def main():
     planned = bring_up.planned_nodes()
     me = psutil.Process()
+    remember_command(["rayrlhf", "sft", "run.name=try"])
     bring_up.connect()
     during = me.children(recursive=True)
     seen = {
@@ -25,6 +32,7 @@ def main():
         "store": bring_up.nodes()[0]["object_store_memory"],
         "planned_store": planned[0]["object_store_memory"],
         "environment": ray.get(remote_environment.remote()),
+        "command": ray.get(remote_command.remote()),
         "dashboard": ray.get_runtime_context() is not None and ray._private.worker.get_dashboard_url(),
     }
     bring_up.disconnect()

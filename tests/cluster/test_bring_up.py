@@ -19,6 +19,7 @@ def test_local_cluster_is_as_planned_quiet_and_gone_afterwards():
     assert seen["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
     assert seen["environment"]["VLLM_NO_USAGE_STATS"] == "1"
     assert seen["environment"]["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert seen["command"] == "rayrlhf sft run.name=try", "for the stages that workers write"
     assert seen["dashboard"].startswith("127.0.0.1:")
     assert seen["started"] >= 3  # GCS, raylet, dashboard
     assert seen["left"] == []

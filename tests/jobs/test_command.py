@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from cluster.layout import PoolPlan, RolePlan
 from jobs import cli, command
 from rayrlhf.checkpoint import StageWriter
 from rayrlhf.config import Section, load
+from rayrlhf.environment import COMMAND
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, RoleError
 from rayrlhf.run import RunConfig
 
@@ -28,6 +30,12 @@ class Config(Section):
 
     run: RunConfig = Field(default=RunConfig(name="demo"), description="which run")
     cpus: float = Field(default=1.0, description="how many it asks for")
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch) -> None:
+    """Put back what a job remembers as its command line."""
+    monkeypatch.setenv(COMMAND, "")
 
 
 def plan(config: Config) -> list[RolePlan]:
@@ -58,6 +66,11 @@ def job(calls: list[str], *argv: str, check=nothing, fail: BaseException | None 
             raise fail
 
     return command.main("job", Config, check, plan, run, argv, **options)
+
+
+def test_the_command_line_is_remembered_for_the_stages(calls):
+    assert job(calls, "run.name=a", "cpus=1.5") == 0
+    assert os.environ[COMMAND] == "rayrlhf job run.name=a cpus=1.5"
 
 
 # ---- the command line ------------------------------------------------------------------------------

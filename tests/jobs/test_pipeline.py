@@ -183,7 +183,9 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     run = tmp_path / "demo-short"
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["stages"]) == set(DEMO_STAGES)
-    assert (run / "report.html").stat().st_size > 10_000
+    report, sft = (run / "report.html").read_text(), json.loads((run / "sft/step_000020/stage.json").read_text())
+    assert 'id="changes-ppo"' in report and ">stale<" not in report
+    assert sft["environment"]["command"].startswith(f"rayrlhf pipeline {SHORT} run.root=")
 
     again = rayrlhf("pipeline", SHORT, *keys)
     assert again.stdout.count("there already, made from the same inputs; skipped") == len(DEMO_STAGES)
