@@ -20,7 +20,7 @@ def test_normal_forms() -> None:
     assert demo.normal_form(
         "  The ''big''    one &amp; only   `Kid\u2019s' "
     ) == "The \"big\" one & only 'Kid's'".replace('"big" one', '"big" - one').replace("only ", "only - ")
-    assert normalise("cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\nline"
+    assert normalise("cafe\u0301\x00 \t bar\r\n\n\n\nnext \n line ") == "café bar\n\nnext\n line"
 
 
 def test_the_split_is_by_text_and_of_the_right_size() -> None:
