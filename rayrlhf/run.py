@@ -24,7 +24,7 @@ class RunConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard",),
         description="where metrics go beside metrics.jsonl and Ray's dashboard; wandb and mlflow are installed with "
-        "pip install 'rayrlhf[wandb]', and take their own environment variables",
+        "pip install -e '.[wandb]', and take their own environment variables",
     )
 
     @field_validator("trackers")

@@ -25,7 +25,7 @@ def check_trackers(run: RunConfig) -> None:
         missing = [package for package in _PACKAGES.get(name, ()) if find_spec(package) is None]
         if missing:
             raise ConfigError(
-                f"run.trackers has {name}, but {' and '.join(missing)} is not installed: pip install 'rayrlhf[{name}]'"
+                f"run.trackers has {name}, but {' and '.join(missing)} is not installed: pip install -e '.[{name}]'"
             )
         place = _PLACES.get(name)
         if place and not is_local and not os.environ.get(place):

@@ -46,7 +46,7 @@ def test_a_job_refuses_it_before_it_looks_at_anything_else(monkeypatch, capsys, 
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     given = [f"run.root={tmp_path}", "run.name=x", "model=absent", "data.train=absent", "run.trackers=[wandb]"]
     assert cli.main(["sft", *given]) == 2
-    assert "pip install 'rayrlhf[wandb]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install -e '.[wandb]'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_workers_get_the_trackers_variables(monkeypatch):
