@@ -199,8 +199,8 @@ def _check_sent(config: Any, key: str = "") -> None:
     first = Path(os.path.normpath(config)).parts[:1]
     if first == ("..",) or f"/{''.join(first)}" in EXCLUDED:
         raise ConfigError(
-            f"{key}={config} is here, but not in what the cluster is sent (this directory without runs, environments and "
-            f"history): give its absolute path, {os.path.abspath(config)}, where every node sees it"
+            f"{key}={config} is here, but not in what the cluster is sent (this directory without runs, environments "
+            f"and history): give its absolute path, {os.path.abspath(config)}, where every node sees it"
         )
 
 
