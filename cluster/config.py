@@ -42,7 +42,7 @@ class LayoutConfig(Section):
 
     base: str | None = Field(
         default="cpu",
-        description="Shipped layout (cpu, one_gpu, eight_gpu, two_node) or path of a YAML file to start "
+        description="Shipped layout (cpu, one_gpu, eight_gpu, two_node, disaggregated) or path of a YAML file to start "
         "from; null: pools and roles are written out here.",
     )
     pools: dict[str, Pool] = Field(description="Pools of bundles by name.")

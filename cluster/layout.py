@@ -90,14 +90,22 @@ def pools_of(plan: Sequence[RolePlan]) -> list[PoolPlan]:
 
 def fits(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises ResourceError, with asked and available, unless all pools fit on the nodes together."""
-    free = [[node.get("CPU", 0.0), node.get("GPU", 0.0)] for node in nodes]
-    for pool in pools_of(plan):
-        if not _place(pool, free):
+    _, unplaced = places(plan, nodes)
+    if unplaced is not None:
+        pool = unplaced
+        raise ResourceError(
+            f"the cluster has no room for pool {pool.name}: {pool.bundles} bundles of {pool.cpus:g} CPU, "
+            f"{pool.gpus:g} GPU, {pool.strategy}.\n{render(plan, nodes)}\n"
+            "Lower the numbers of workers, ranks, replicas, bundles, CPUs or GPUs, choose another layout where the "
+            "job has one (layout=cpu needs 1 CPU), or run on a larger cluster."
+        )
+    largest = max((node.get("memory", float("inf")) for node in nodes), default=0.0) / _GIB
+    for role in plan:
+        if not role.gpus and role.memory_gib > largest:
             raise ResourceError(
-                f"the cluster has no room for pool {pool.name}: {pool.bundles} bundles of {pool.cpus:g} CPU, "
-                f"{pool.gpus:g} GPU, {pool.strategy}.\n{render(plan, nodes)}\n"
-                "Lower the numbers of workers, ranks, replicas, bundles, CPUs or GPUs, choose another layout where the "
-                "job has one (layout=cpu needs 1 CPU), or run on a larger cluster."
+                f"one actor of {role.name} needs about {role.memory_gib:.1f} GiB of memory, the largest node has "
+                f"{largest:.1f} GiB.\n{render(plan, nodes)}\n"
+                "Use a smaller model, ZeRO over more ranks, or larger nodes."
             )
     asked = sum(role.memory_gib * role.ranks for role in plan if not role.gpus)
     available = sum(node.get("memory", float("inf")) for node in nodes) / _GIB
@@ -109,8 +117,25 @@ def fits(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> None
         )
 
 
+def places(
+    plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]
+) -> tuple[dict[str, list[int]], PoolPlan | None]:
+    """({pool: the node of each of its bundles}, the first pool that there is no room for, or None).
+
+    As Ray would place them; between nodes with equal room it may choose another.
+    """
+    free = [[node.get("CPU", 0.0), node.get("GPU", 0.0)] for node in nodes]
+    found: dict[str, list[int]] = {}
+    for pool in pools_of(plan):
+        placed = _place(pool, free)
+        if placed is None:
+            return found, pool
+        found[pool.name] = placed
+    return found, None
+
+
 def render(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> str:
-    """The plan beside what the nodes have, as a table for people."""
+    """The plan beside what the nodes have, as a table for people; of several nodes with what each would hold."""
     rows = [("role", "actors", "CPU each", "GPU each", "threads", "GiB each", "pool", "bundles")]
     for role in plan:
         bundles = ",".join(map(str, role.bundles))
@@ -135,8 +160,28 @@ def render(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> st
     lines.append(f"asked: {cpus:g} CPU, {gpus:g} GPU, about {memory:.1f} GiB")
     lines.append(f"available: {_totals(nodes)} on {len(nodes)} node{'' if len(nodes) == 1 else 's'}")
     if len(nodes) > 1:
-        lines += [f"  node {i}: {_totals([node])}" for i, node in enumerate(nodes)]
+        lines += [
+            f"  node {number}: {_totals([node])}{_held(plan, nodes, number)}" for number, node in enumerate(nodes)
+        ]
     return "\n".join(lines)
+
+
+def _held(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]], number: int) -> str:
+    """What the node would hold: its bundles' resources, the actors' memory, and their names."""
+    found, unplaced = places(plan, nodes)
+    if unplaced is not None:
+        return ""
+    bundles = {name: [b for b, node in enumerate(placed) if node == number] for name, placed in found.items()}
+    pools = pools_of(plan)
+    cpus, gpus = (sum(getattr(pool, what) * len(bundles[pool.name]) for pool in pools) for what in ("cpus", "gpus"))
+    here = {role.name: [r for r, b in enumerate(role.bundles) if b in bundles[role.pool.name]] for role in plan}
+    names = [f"{name}-{','.join(map(str, ranks))}" for name, ranks in here.items() if ranks]
+    if not names:
+        return "; would hold nothing"
+    memory = sum(role.memory_gib * len(here[role.name]) for role in plan if not role.gpus)
+    room = nodes[number].get("memory", float("inf")) / _GIB
+    told = f"; would hold {cpus:g} CPU, {gpus:g} GPU, about {memory:.1f} GiB: {' '.join(names)}"
+    return told + (f"  (more than its {room:.1f} GiB)" if memory > room else "")
 
 
 def _totals(nodes: Sequence[Mapping[str, float]]) -> str:
@@ -148,32 +193,34 @@ def _holds(free: Sequence[float], ask: Sequence[float]) -> bool:
     return all(f + _EPS >= a for f, a in zip(free, ask, strict=True))
 
 
-def _place(pool: PoolPlan, free: list[list[float]]) -> bool:
-    """Takes the pool's bundles out of `free` ([CPU, GPU] of each node); False when they do not fit.
+def _place(pool: PoolPlan, free: list[list[float]]) -> list[int] | None:
+    """Takes the pool's bundles out of `free` ([CPU, GPU] of each node); the node of each, None when they do not fit.
 
     Greedy, fullest fitting node first (SPREAD: the one with fewest of this pool's bundles first).
     """
     ask = (pool.cpus, pool.gpus)
     if pool.strategy == "STRICT_PACK":
         whole = (pool.cpus * pool.bundles, pool.gpus * pool.bundles)
-        return _take(whole, free, sorted((n for n in range(len(free))), key=lambda n: free[n][::-1]))
-    taken = [0] * len(free)
+        node = _take(whole, free, sorted(range(len(free)), key=lambda n: free[n][::-1]))
+        return None if node is None else [node] * pool.bundles
+    placed: list[int] = []
     for _ in range(pool.bundles):
         order = sorted(range(len(free)), key=lambda n: free[n][::-1])
         if pool.strategy == "STRICT_SPREAD":
-            order = [n for n in order if not taken[n]]
+            order = [n for n in order if n not in placed]
         elif pool.strategy == "SPREAD":
-            order.sort(key=lambda n: taken[n])
-        before = [tuple(f) for f in free]
-        if not _take(ask, free, order):
-            return False
-        taken[next(n for n in order if tuple(free[n]) != before[n])] += 1
-    return True
+            order.sort(key=placed.count)
+        node = _take(ask, free, order)
+        if node is None:
+            return None
+        placed.append(node)
+    return placed
 
 
-def _take(ask: Sequence[float], free: list[list[float]], order: Sequence[int]) -> bool:
+def _take(ask: Sequence[float], free: list[list[float]], order: Sequence[int]) -> int | None:
+    """The first node of `order` that has room for `ask`, which is taken from it; None where none has."""
     for n in order:
         if _holds(free[n], ask):
             free[n] = [f - a for f, a in zip(free[n], ask, strict=True)]
-            return True
-    return False
+            return n
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import importlib
 import io
 import os
@@ -67,8 +68,10 @@ def submit(argv: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=float, help="GPUs that it reserves (default 0)")
     given = parser.parse_intermixed_args(argv)
     address, variables = _address(given.address), dict(_variable(text) for text in given.env)
-    run = _checked(given.job, given.arguments)
+    config = _checked(given.job, given.arguments)
+    run = config.get("run") or {}
     _check_root(run.get("root"), address)
+    _check_sent(config)
     name = given.id or "-".join(filter(None, [run.get("name"), given.job, time.strftime("%m%d-%H%M%S")]))
     client = connect(address)
     entrypoint = shlex.join(["python", "-m", f"jobs.{given.job}", *given.arguments])
@@ -158,7 +161,7 @@ def _address(given: str | None) -> str:
 
 
 def _checked(job: str, arguments: list[str]) -> dict[str, Any]:
-    """The configuration's `run`, after the job's own command line has read it as it will on the cluster."""
+    """The configuration, as the job's own command line will read it on the cluster."""
     from jobs.cli import JOBS
 
     known = [name for name in JOBS if name not in NOT_SUBMITTED]
@@ -172,7 +175,7 @@ def _checked(job: str, arguments: list[str]) -> dict[str, Any]:
         code = importlib.import_module(f"jobs.{job}").main([*arguments, "--print-config"])
     if code:
         raise ConfigError(f"nothing was submitted: {job} refuses its configuration (see above)")
-    return (yaml.safe_load(printed.getvalue()) or {}).get("run") or {}
+    return yaml.safe_load(printed.getvalue()) or {}
 
 
 def _check_root(root: str | None, address: str) -> None:
@@ -184,6 +187,21 @@ def _check_root(root: str | None, address: str) -> None:
         f"run.root={root} is relative, but the job runs on {address} in a temporary copy of this directory: set it "
         "to a path or URI on storage that every node sees; for a cluster on this machine run.root=$PWD/runs"
     )
+
+
+def _check_sent(config: Any, key: str = "") -> None:
+    """Raises ConfigError for a value that is a file or folder here and not in what is sent: a run's stage, mostly."""
+    parts = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for name, value in parts:
+        _check_sent(value, f"{key}.{name}" if key else str(name))
+    if not isinstance(config, str) or "/" not in config or Path(config).is_absolute() or not glob.glob(config):
+        return
+    first = Path(os.path.normpath(config)).parts[:1]
+    if first == ("..",) or f"/{''.join(first)}" in EXCLUDED:
+        raise ConfigError(
+            f"{key}={config} is here, but not in what the cluster is sent (this directory without runs, environments "
+            f"and history): give its absolute path, {os.path.abspath(config)}, where every node sees it"
+        )
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -50,7 +50,7 @@ def test_what_print_config_prints_loads_back_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("layout: nine_gpu", "no layout 'nine_gpu'.*cpu, eight_gpu, one_gpu, two_node"),
+        ("layout: nine_gpu", "no layout 'nine_gpu'.*cpu, disaggregated, eight_gpu, one_gpu, two_node"),
         ("layout: {roles: {policy: {pool: nowhere}}}", "role policy is on pool 'nowhere'.*pools: all"),
         ("layout: {pools: {idle: {cpus: 1}}}", "no role is on pool idle"),
         ("layout: {roles: {policy: {rank: 2}}}", "layout.roles.policy.rank.*ranks"),

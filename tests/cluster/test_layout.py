@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.config import LAYOUTS, LayoutConfig
-from cluster.layout import fits, plan, pools_of, render, worker_plan
+from cluster.layout import fits, places, plan, pools_of, render, worker_plan
 from rayrlhf.errors import ConfigError, ResourceError
 
 GIB = 2.0**30
@@ -14,12 +14,14 @@ ENOUGH = {
     "one_gpu": [{"CPU": 8.0, "GPU": 1.0}],
     "eight_gpu": [GPU_NODE],
     "two_node": [GPU_NODE, GPU_NODE],
+    "disaggregated": [GPU_NODE, {**GPU_NODE, "GPU": 4.0}, {**GPU_NODE, "GPU": 4.0}],
 }
 TOO_LITTLE = {
     "cpu": [{"CPU": 0.5}],
     "one_gpu": [CPU_NODE],
     "eight_gpu": [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 3.0}],
     "two_node": [GPU_NODE, {**GPU_NODE, "GPU": 7.0}],
+    "disaggregated": [{**GPU_NODE, "GPU": 4.0}] * 4,  # GPUs enough, but the trainers stand on one node
 }
 
 
@@ -43,6 +45,13 @@ def test_shipped_layouts_fit_what_they_are_for_and_nothing_less(name):
     fits(roles, ENOUGH[name])
     with pytest.raises(ResourceError):
         fits(roles, TOO_LITTLE[name])
+
+
+def test_disaggregated_rollouts_have_nodes_of_their_own():
+    roles = plan(LayoutConfig.model_validate("disaggregated"))
+    found, unplaced = places(roles, [{**GPU_NODE, "GPU": 4.0}, GPU_NODE, {**GPU_NODE, "GPU": 4.0}])
+    assert unplaced is None and found["train"] == [1] * 8
+    assert sorted(found["rollout"]) == [0] * 4 + [2] * 4
 
 
 def test_cpu_layout_leaves_a_cpu_of_two():
@@ -118,4 +127,26 @@ def test_render_lists_each_role_once_and_each_node():
     ]
     assert "12.50" in text
     assert "about 100.0 GiB" in text
-    assert "node 1: 4 CPU, 0 GPU, 16.0 GiB" in text
+    assert "node 1: 4 CPU, 0 GPU, 16.0 GiB" in text and "hold" not in text, "there is no room for it all"
+
+
+def test_render_says_what_each_node_would_hold():
+    pools = {"train": {"bundles": 2, "cpus": 2, "strategy": "STRICT_SPREAD"}, "frozen": {"cpus": 1}}
+    a, b = {"pool": "train", "ranks": 2, "cpus": 1}, {"pool": "frozen", "ranks": 1, "cpus": 1}
+    roles = plan(inline(pools, {"policy": a, "critic": a, "reward": b}), {"policy": 3.0, "critic": 2.0, "reward": 12.0})
+    nodes = [{"CPU": 3.0, "memory": 16 * GIB}, {"CPU": 2.0, "memory": 16 * GIB}, {"CPU": 0.5, "memory": 16 * GIB}]
+    lines = [line.strip() for line in render(roles, nodes).splitlines()[-3:]]
+    held = "would hold 3 CPU, 0 GPU, about 17.0 GiB: policy-1 critic-1 reward-0  (more than its 16.0 GiB)"
+    assert lines == [
+        f"node 0: 3 CPU, 0 GPU, 16.0 GiB; {held}",
+        "node 1: 2 CPU, 0 GPU, 16.0 GiB; would hold 2 CPU, 0 GPU, about 5.0 GiB: policy-0 critic-0",
+        "node 2: 0.5 CPU, 0 GPU, 16.0 GiB; would hold nothing",
+    ]
+
+
+def test_an_actor_larger_than_any_node_is_refused():
+    fits([worker_plan("worker", 1, 1.0, memory_gib=16.0)], [CPU_NODE, CPU_NODE])
+    with pytest.raises(
+        ResourceError, match="one actor of worker needs about 17.0 GiB of memory, the largest node has 16"
+    ):
+        fits([worker_plan("worker", 1, 1.0, memory_gib=17.0)], [CPU_NODE, CPU_NODE])

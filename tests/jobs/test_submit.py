@@ -193,6 +193,25 @@ def run_cli(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 SFT = ["sft", "run.name=x", "model=m", "data.train=d"]
+SHARED = ["run.root=/shared", "--address", "http://127.0.0.1:9"]
+
+
+def test_what_is_here_and_would_not_be_sent_is_refused(tmp_path):
+    for folder in ("runs/a", "data"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "rows.jsonl").write_text("")
+    (tmp_path.parent / "up.jsonl").write_text("")
+    sources = "data.train=[{path: data/rows.jsonl}, {path: runs/a/*.jsonl}]"
+    for given, key, path in [
+        ("model=runs/a", "model", tmp_path / "runs/a"),
+        (sources, "data.train.1.path", tmp_path / "runs/a/*.jsonl"),
+        ("data.validation=../up.jsonl", "data.validation", tmp_path.parent / "up.jsonl"),
+    ]:
+        done = run_cli(tmp_path, "submit", *SFT, given, *SHARED)
+        told = " ".join(done.stderr.split())
+        assert done.returncode == 2 and f"{key}=" in told and f"give its absolute path, {path}" in told
+    done = run_cli(tmp_path, "submit", *SFT, "data.train=data/rows.jsonl", f"model={tmp_path}/runs/a", *SHARED)
+    assert "no cluster takes jobs at" in done.stderr, "these are sent, or seen where they are"
 
 
 @pytest.mark.parametrize(
