@@ -58,8 +58,10 @@ def _watch(directory: str, stage: str | None, once: bool, interval: float) -> No
     if once or not console.is_terminal:
         console.print(look())
         return
-    if threading.current_thread() is threading.main_thread():  # `kill` too gives the terminal back as it was
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        # `kill` too gives the terminal back as it was, also where a shell started this deaf to Ctrl-C
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     with Live(look(), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval)

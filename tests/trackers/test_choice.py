@@ -23,9 +23,9 @@ def test_tensorboard_is_the_default_and_each_is_named_once():
 def test_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(choice, "find_spec", lambda name: None if name in ("wandb", "alembic") else object())
     check_trackers(RunConfig(name="x"))
-    with pytest.raises(ConfigError, match=r"has wandb, but wandb is not installed: pip install 'rayrlhf\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"has wandb, but wandb is not installed: pip install -e '.\[wandb\]'"):
         check_trackers(RunConfig(name="x", trackers=("tensorboard", "wandb")))
-    with pytest.raises(ConfigError, match=r"has mlflow, but alembic is not installed: pip install 'rayrlhf\[mlflow\]'"):
+    with pytest.raises(ConfigError, match=r"has mlflow, but alembic is not installed: pip install -e '.\[mlflow\]'"):
         check_trackers(RunConfig(name="x", trackers=("mlflow",)))
 
 
