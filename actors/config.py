@@ -11,7 +11,7 @@ from rayrlhf.errors import ConfigError
 
 
 class SamplingConfig(Section):
-    """The sampling distribution: softmax(logits / temperature), whole, until an end token or the limit.
+    """The sampling distribution: softmax(logits / temperature), whole, until an end token, a stop string or the limit.
 
     There is no top-p, top-k, penalty or minimum length on purpose: log-probabilities of the
     sampled tokens must equal the trainer's.

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rayrlhf.environment import COMMAND
+from rayrlhf.environment import COMMAND, memory_gib
 from rayrlhf.errors import ConfigError, ResourceError
 
 # Off unless the user has set them: telemetry, and chatter of the actors on the driver's console
@@ -126,7 +126,7 @@ def local_node() -> dict[str, float]:
     CPUs are for placement only, so a machine of two still has the four that the stages' helpers
     ask together; the threads that compute are set by the layout.
     """
-    memory = _memory_bytes()
+    memory = memory_gib() * _GIB
     store = min(max(0.1 * memory, 0.5 * _GIB), 8 * _GIB)
     node = {"CPU": float(max(4, os.cpu_count() or 1)), "memory": memory - store, "object_store_memory": store}
     gpus = _gpus()
@@ -186,13 +186,3 @@ def _gpus() -> int:
         return len([device for device in visible.split(",") if device.strip()])
     gpus = Path("/proc/driver/nvidia/gpus")
     return len(list(gpus.iterdir())) if gpus.is_dir() else 0
-
-
-def _memory_bytes() -> float:
-    """Memory of this machine, or of its container where that is less."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(limit)
-        if path.is_file() and path.read_text().strip().isdigit():
-            total = min(total, float(path.read_text()))
-    return total

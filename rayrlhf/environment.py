@@ -66,9 +66,10 @@ def _machine() -> dict[str, Any]:
 def memory_gib() -> float:
     """Memory of this machine, or of its container where that is less."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        total = min(total, float(limit.read_text()))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's
+        path = Path(limit)
+        if path.is_file() and path.read_text().strip().isdigit():
+            total = min(total, float(path.read_text()))
     return total / GIB
 
 

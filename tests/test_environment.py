@@ -2,12 +2,9 @@
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from rayrlhf import environment
 from rayrlhf.checkpoint import StageWriter
@@ -40,7 +37,6 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *identity, *words], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_of_the_code_that_runs(tmp_path, monkeypatch) -> None:
     module = tmp_path / "checkout" / "rayrlhf" / "environment.py"
     module.parent.mkdir(parents=True)
