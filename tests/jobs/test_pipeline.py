@@ -149,10 +149,10 @@ def test_adapters_need_less_memory_and_no_reference():
     whole = pipeline.plan(load(pipeline.PipelineConfig, SHORT, []))
     adapters = ["sft.peft.rank=2", "reward_model.peft.kind=ia3", "ppo.policy.peft.rank=2", "ppo.critic.peft.rank=2"]
     light = pipeline.plan(load(pipeline.PipelineConfig, SHORT, adapters))
-    before, after = ({role.name: role.memory_gib for role in plan["ppo"]} for plan in (whole, light))
+    before, after = ({role.name: role.memory.total for role in plan["ppo"]} for plan in (whole, light))
     assert before.keys() - after.keys() == {"reference"}
     assert after["policy"] < before["policy"] and after["critic"] < before["critic"]
-    assert all(light[stage][0].memory_gib < whole[stage][0].memory_gib for stage in ("sft", "reward_model"))
+    assert all(light[stage][0].memory.total < whole[stage][0].memory.total for stage in ("sft", "reward_model"))
     assert light["pretrain"] == whole["pretrain"]
 
 
