@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.role_memory import compare
 from jobs import pipeline
 from rayrlhf.config import load
 from rayrlhf.errors import CheckpointError, ConfigError
@@ -186,6 +187,17 @@ def test_all_stages_then_skipped_then_refused_then_replaced(tmp_path):
     report, sft = (run / "report.html").read_text(), json.loads((run / "sft/step_000020/stage.json").read_text())
     assert 'id="changes-ppo"' in report and ">stale<" not in report
     assert sft["environment"]["command"].startswith(f"rayrlhf pipeline {SHORT} run.root=")
+
+    memory = compare(run)  # the plan's estimates, within 30 % of what each role held at most
+    assert {name.partition("/")[2] for name in memory} == {
+        "worker",
+        "policy",
+        "critic",
+        "reference",
+        "reward",
+        "rollout",
+    }
+    assert all(0.7 < found["ratio"] < 1.3 for found in memory.values()), memory
 
     again = rayrlhf("pipeline", SHORT, *keys)
     assert again.stdout.count("there already, made from the same inputs; skipped") == len(DEMO_STAGES)
