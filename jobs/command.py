@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from rayrlhf import stopping
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
-from rayrlhf.errors import ConfigError, UserError
+from rayrlhf.errors import ConfigError, Interrupted, UserError
 from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def main(
     with _interruptible() as listen:
         try:
             return _main(_Job(name, config_class, check, plan, run, parents, stages, cluster), argv, listen)
+        except Interrupted as error:
+            complain(str(error), "stopped")
+            return INTERRUPTED
         except KeyboardInterrupt:
             complain(f"{name}: interrupted; finished stages are kept", "stopped")
             return INTERRUPTED
@@ -273,13 +277,17 @@ def _plan(job: _Job[C], config: C) -> dict[str, list[RolePlan]]:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """SIGTERM (`ray job stop`) stops a job as Ctrl-C does; yields a way to listen again."""
+    """SIGTERM (`ray job stop`) stops a job as Ctrl-C does: a loop of steps after its step, everything else and at the
+    second time at once.  Yields a way to listen again."""
     if threading.current_thread() is not threading.main_thread():  # signals reach only the main thread
         yield lambda: None
         return
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        if not stopping.request():
+            raise KeyboardInterrupt
+        # a handler may come in the middle of a print, so it does not
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -33,6 +33,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 NOT_SUBMITTED = ("generate",)  # answers in the terminal, without a cluster
 # relative to the working directory, as .gitignore writes them; Ray leaves out what .gitignore names as well
 EXCLUDED = ["/.git", "/.venv", "/runs", "__pycache__", "/.mypy_cache", "/.ruff_cache", "/.pytest_cache"]
+STOP_WAIT_S = "300"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -67,7 +68,9 @@ def submit(argv: Sequence[str]) -> int:
     parser.add_argument("--cpus", type=float, help="CPUs that the job's own process reserves (default 0)")
     parser.add_argument("--gpus", type=float, help="GPUs that it reserves (default 0)")
     given = parser.parse_intermixed_args(argv)
-    address, variables = _address(given.address), dict(_variable(text) for text in given.env)
+    address = _address(given.address)
+    # Ray kills a job 3 seconds after it was asked to stop, before it could end its step and save
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S} | dict(_variable(text) for text in given.env)
     config = _checked(given.job, given.arguments)
     run = config.get("run") or {}
     _check_root(run.get("root"), address)
@@ -122,7 +125,7 @@ def show_logs(argv: Sequence[str]) -> int:
 
 
 def stop(argv: Sequence[str]) -> int:
-    """Ask a job to end, as Ctrl-C would, and wait until it has."""
+    """Ask a job to end after its step, as Ctrl-C would, and wait until it has; Ray kills one that takes too long."""
     parser = _parser("stop", "End a job; it can be resumed by submitting it again.")
     parser.add_argument("id")
     given = parser.parse_intermixed_args(argv)
@@ -130,7 +133,7 @@ def stop(argv: Sequence[str]) -> int:
     if _job(client, given.id).status.value in TERMINAL:
         raise ConfigError(f"{given.id} has ended already: {_job(client, given.id).status.value}")
     client.stop_job(given.id)
-    print(f"asked {given.id} to stop", flush=True)
+    print(f"asked {given.id} to stop after its current step", flush=True)
     while (status := _job(client, given.id).status.value) not in TERMINAL:
         time.sleep(0.5)
     print(f"{given.id}: {status}")

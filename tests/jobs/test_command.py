@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cluster import bring_up
 from cluster.layout import PoolPlan, RolePlan
+from cluster.memory import Memory
 from jobs import cli, command
 from rayrlhf.checkpoint import StageWriter
 from rayrlhf.config import Section, load
@@ -40,7 +41,7 @@ def command_line(monkeypatch) -> None:
 
 def plan(config: Config) -> list[RolePlan]:
     pool = PoolPlan("all", 1, config.cpus, 0.0, "PACK")
-    return [RolePlan("policy", 1, config.cpus, 0.0, 0.5, 1, pool, (0,))]
+    return [RolePlan("policy", 1, config.cpus, 0.0, Memory(0.5), 1, pool, (0,))]
 
 
 def nothing(config: Config) -> None:
