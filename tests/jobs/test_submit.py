@@ -185,6 +185,23 @@ def test_a_job_that_runs_can_be_left_and_stopped(cluster, tmp_path):
     assert stopped.returncode == 0 and stopped.stdout.endswith(f"{name}: STOPPED\n")
 
 
+@pytest.mark.slow
+def test_a_stopped_job_has_saved_its_step(cluster, tiny_model, reward_folder, prompts_file, tmp_path):
+    more = {"loop.steps": 1500, "loop.save_every": 1500, "loop.evaluate_every": 1500, "rollout.engine": "transformers"}
+    keys = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    assert cluster.rayrlhf("submit", "ppo", *keys, "--no-wait", "--id", "long").returncode == 0
+    for _ in range(240):
+        if "ppo    2/1500" in cluster.rayrlhf("logs", "long").stdout:
+            break
+        time.sleep(0.5)
+    stopped = cluster.rayrlhf("stop", "long")
+    assert stopped.returncode == 0 and stopped.stdout.endswith("long: STOPPED\n")
+    logs = cluster.rayrlhf("logs", "long").stdout
+    assert "stopping after this step" in logs and "ppo: stopped after a whole step" in logs, logs[-2000:]
+    saved = find_stage(str(tmp_path / "tiny" / "ppo")).manifest
+    assert 2 <= saved["step"] < 1500 and not saved["is_final"]
+
+
 def run_cli(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = str(ROOT)

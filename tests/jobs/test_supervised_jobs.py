@@ -55,6 +55,7 @@ def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str,
     return str(job.run(config))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_sft_is_the_same_with_one_worker_and_padding_as_with_two_and_packing(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
