@@ -199,6 +199,7 @@ def _dry_run(job: _Job[C], config: C) -> int:
         print(f"{stage}:\n{render(roles, nodes)}\n")
     for roles in plans.values():
         fits(roles, nodes)
+    _check_shared(config, plans, len(nodes))
     for stage, made in job.made(config).items():
         print(f"{stage}: {_would_do(stage, made)}")
     return 0
@@ -234,8 +235,10 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     try:
         bring_up.connect()
         listen()  # Ray has put its own handler in place
+        nodes = bring_up.nodes()
         for roles in plans.values():
-            fits(roles, bring_up.nodes())
+            fits(roles, nodes)
+        _check_shared(config, plans, len(nodes))
         job.run(config)
     except BaseException as error:
         _let_go(error)
@@ -244,6 +247,23 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int) -> None:
+    """The parts of a checkpoint are written to one folder, which for an object store is a folder of one node until it is
+    uploaded.  Raises ConfigError where those who write them may be on several nodes."""
+    root = config.run.root if getattr(config, "run", None) is not None else ""
+    if "://" not in root or num_nodes == 1:
+        return
+    for roles in plans.values():
+        for role in roles:
+            # of PPO's roles the job itself, which may be on yet another node, makes the checkpoint
+            if role.memory.optimizer and (role.ranks > 1 or role.name in ("policy", "critic")):
+                raise ConfigError(
+                    f"run.root={root} is an object store, and the {role.ranks} actor(s) of {role.name} may be on any "
+                    f"of the {num_nodes} nodes: each would leave its part of a checkpoint on its own node's disk. Put "
+                    "run.root on a file system that all nodes share, or use a cluster of one node"
+                )
 
 
 def _let_go(error: BaseException | None) -> None:
