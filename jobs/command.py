@@ -250,8 +250,8 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
 
 
 def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int) -> None:
-    """The parts of a checkpoint are written to one folder, which for an object store is a folder of one node until it is
-    uploaded.  Raises ConfigError where those who write them may be on several nodes."""
+    """The parts of a checkpoint are written to one folder, which for an object store is a folder of one node until it
+    is uploaded.  Raises ConfigError where those who write them may be on several nodes."""
     root = config.run.root if getattr(config, "run", None) is not None else ""
     if "://" not in root or num_nodes == 1:
         return
