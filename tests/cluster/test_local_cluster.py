@@ -71,6 +71,27 @@ def test_a_state_file_that_says_nothing_is_told(cache):
         local_cluster.read()
 
 
+def test_where_nothing_runs_status_says_so_and_down_has_nothing_to_end(cache, capsys):
+    assert commands.run(["status"]) == 2 and "no cluster was started here" in capsys.readouterr().err
+    assert commands.run(["down"]) == 0 and "nothing to end" in capsys.readouterr().out
+    ended = psutil.Popen(["true"])
+    gone = LocalCluster(settings(), "127.0.0.1", [Node(ended.pid, ended.create_time(), 1, 2)])
+    ended.wait()
+    (cache / "local_cluster.json").write_text(json.dumps(asdict(gone)))
+    assert commands.run(["status"]) == 2 and f"is gone; its log is in {gone.logs}" in capsys.readouterr().err
+    assert commands.run(["down"]) == 0 and "ended 0 processes" in capsys.readouterr().out
+    assert local_cluster.read() is None
+
+
+def test_each_node_announces_its_share_of_the_machine(cache):
+    from cluster.bring_up import local_node
+
+    one, two = commands._defaults(1), commands._defaults(2)
+    assert one["cpus"] == two["cpus"] == local_node()["CPU"]
+    for name, whole in [("memory_mib", "memory"), ("object_store_mib", "object_store_memory")]:
+        assert one[name] == int(local_node()[whole] / 2**20) and abs(2 * two[name] - one[name]) <= 1
+
+
 def test_only_the_process_that_was_started_is_ended_not_a_later_one_of_its_number(cache):
     bystander, own = (psutil.Popen(["sleep", "60"]) for _ in range(2))
     try:
