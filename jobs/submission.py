@@ -139,11 +139,12 @@ def stop(argv: Sequence[str]) -> int:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster at `address`.  Raises ResourceError, with the remedy, where none answers."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise ResourceError(
             f"no cluster takes jobs at {address}: {str(error).strip().splitlines()[0]}\nStart one with "
             "`rayrlhf cluster up`, give its dashboard's URL with --address, and where it asks for a token set "

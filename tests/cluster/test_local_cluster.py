@@ -148,8 +148,6 @@ def test_two_nodes_with_a_token_of_their_own_run_a_job_and_end(tmp_path):
         url = f"http://127.0.0.1:{dashboard}"
         done = rayrlhf("submit", "prepare", *keys, "--address", url, RAY_AUTH_MODE="token")
         assert done.returncode == 0 and done.stdout.endswith("SUCCEEDED\n"), done.stdout[-4000:] + done.stderr[-2000:]
-        refused = rayrlhf("jobs", "--address", url, RAY_AUTH_MODE="disabled")
-        assert refused.returncode == 2 and "RAY_AUTH_MODE=token" in refused.stderr
     finally:
         down = rayrlhf("cluster", "down", "--force")
         left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if temporary in str(process.info)]

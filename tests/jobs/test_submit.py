@@ -143,6 +143,9 @@ def test_a_request_without_the_token_is_refused(cluster):
         headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
     )
     assert urllib.request.urlopen(request, timeout=10).status == 200
+    without = Cluster(cluster.dashboard, {**cluster.environment, "RAY_AUTH_MODE": "disabled"}).rayrlhf("jobs")
+    assert without.returncode == 2 and "where it asks for a token set RAY_AUTH_MODE=token" in without.stderr
+    assert "Traceback" not in without.stderr
 
 
 def test_submit_follows_a_job_to_its_end_and_names_it(cluster, tmp_path):
