@@ -78,17 +78,17 @@ def install(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def folder_of(session: str | os.PathLike[str]) -> Path:
-    """Where the dashboards of a Ray session's folder lie."""
-    return Path(os.environ.get(_FOLDER) or Path(session) / "metrics" / "grafana" / "dashboards")
+def folder_of(session: str = "session_latest") -> Path:
+    """Where the dashboards of a Ray session that was started on this machine lie."""
+    sessions = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+    return Path(os.environ.get(_FOLDER) or sessions / session / "metrics" / "grafana" / "dashboards")
 
 
 def main(argv: list[str]) -> int:
     if argv == ["--write"]:
         print(install(FILE.parent))
         return 0
-    newest = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest"
-    folder = Path(argv[0]) if argv else folder_of(newest)
+    folder = Path(argv[0]) if argv else folder_of()
     if not folder.is_dir():
         print(
             f"error: no folder {folder}: run this on the head node of a Ray cluster, or give a folder", file=sys.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import os
 import re
 import signal
@@ -228,7 +229,7 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     # DeepSpeed calls ninja, which pip puts beside python: not on PATH unless the environment is activated
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     try:
-        bring_up.connect()
+        bring_up.connect(_metadata(job.name, config))
         listen()  # Ray has put its own handler in place
         for roles in plans.values():
             fits(roles, bring_up.nodes())
@@ -240,6 +241,13 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _metadata(name: str, config: Any) -> dict[str, str]:
+    """What the dashboard says of the job; `config` is a hash, equal where configurations are."""
+    run = getattr(config, "run", None)
+    found = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    return {"job": name, "run": run.name if run is not None else "", "config": found}
 
 
 def _let_go(error: BaseException | None) -> None:

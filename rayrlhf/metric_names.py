@@ -222,12 +222,14 @@ _ROWS = {
 }
 DATA = (
     _M("data/tokens", "tokens", "total", "tokens trained on", SUPERVISED),
+    _M("data/packing_fill", "share", "last", "how full packed rows are", ("pretrain",), "data.packing"),
     *(
-        _M(f"data/rows_{name}", "rows", "last", meaning, when="one source of prompts")
-        for name, meaning in _ROWS.items()
-    ),
-    *(
-        _M(f"data/*_rows_{name}", "rows", "last", f"{meaning}, by source of prompts", when="several sources")
+        _M(f"data/{part}rows_{name}", "rows", "last", f"{meaning}{of}", stages, when)
+        for part, of, stages, when in (
+            ("", "", (*SUPERVISED, "ppo"), "one source"),
+            ("validation_", ", held out", SUPERVISED, "data.validation"),
+            ("*_", ", by source", (*SUPERVISED, "ppo"), "several sources"),
+        )
         for name, meaning in _ROWS.items()
     ),
     _M("data/mixture_rows_*", "rows", "total", "rows trained on, by source", SUPERVISED, "several sources"),

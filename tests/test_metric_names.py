@@ -65,6 +65,7 @@ def test_names_are_unique_also_as_gauges_and_stages_are_jobs():
         ("objective/kl", "objective/kl"),
         ("data/rows_read", "data/rows_read"),
         ("data/web.text_rows_dropped_too_long", "data/*_rows_dropped_too_long"),
+        ("data/validation_rows_read", "data/validation_rows_read"),
         ("data/mixture_rows_web", "data/mixture_rows_*"),
         ("objective/klx", None),
         ("xobjective/kl", None),

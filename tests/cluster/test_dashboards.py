@@ -57,5 +57,5 @@ def test_it_goes_where_ray_has_its_own(tmp_path, monkeypatch, capsys):
     assert dashboards.main([]) == 0
     assert json.loads((folder / "rayrlhf.json").read_text())["uid"] == "rayrlhf"
     monkeypatch.setenv("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", "/elsewhere")
-    assert dashboards.folder_of(tmp_path) == Path("/elsewhere")
+    assert dashboards.folder_of() == Path("/elsewhere")
     assert dashboards.main([str(tmp_path)]) == 0 and (tmp_path / "rayrlhf.json").is_file()

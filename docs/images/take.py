@@ -1,0 +1,83 @@
+"""Take the pictures of Ray's dashboard in docs/images from a run that goes on.
+
+    pip install playwright; apt-get install chromium      (neither is needed for anything else)
+    python docs/images/take.py rayrlhf ppo run.name=pictures policy_model=runs/demo-short/sft \
+        reward_model=runs/demo-short/reward_model prompts.train=runs/demo-short/sft ...
+
+starts that command with a Ray of its own, waits for the third row of metrics and writes overview.png, actors.png,
+job.png, placement.png and tasks.png beside this file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+from ray.dashboard.utils import get_address_for_submission_client
+
+HERE = Path(__file__).parent
+WIDTH, HEIGHT = 1400, 820
+TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+# file -> page, and the headings that are opened and scrolled to
+PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "overview": ("overview", ()),
+    "actors": ("actors", ()),
+    "job": ("jobs/{job}", ()),
+    "placement": ("jobs/{job}", ("Placement Group Table",)),
+    "tasks": ("jobs/{job}", ("Task Table",)),
+}
+
+
+def main(command: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        process = subprocess.Popen(command, env=os.environ | {"RAY_TMPDIR": folder}, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if " 3/" in line:
+                    break
+            else:
+                print(f"error: the run ended before its third step, with {process.wait()}", file=sys.stderr)
+                return 1
+            address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+            take(get_address_for_submission_client(address))
+        finally:
+            process.terminate()
+            process.wait(60)
+    return 0
+
+
+def take(url: str) -> None:
+    """All pages of the dashboard at `url`."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+        # what /api/authenticate would answer with, once the token has been typed in
+        context.add_cookies([{"name": "ray-authentication-token", "value": TOKEN.read_text().strip(), "url": url}])
+        page = context.new_page()
+        for name, (path, headings) in PAGES.items():
+            page.goto(f"{url}/#/{path.format(job=_job(page, url))}")
+            page.wait_for_load_state("networkidle")
+            time.sleep(3)
+            for heading in headings:
+                page.get_by_text(heading, exact=True).first.click()
+                time.sleep(3)
+                page.get_by_text(heading, exact=True).first.scroll_into_view_if_needed()
+            page.screenshot(path=HERE / f"{name}.png")
+            print(f"{HERE / name}.png: {(HERE / f'{name}.png').stat().st_size:,} bytes")
+        browser.close()
+
+
+def _job(page: Page, url: str) -> str:
+    """The id of the driver's job."""
+    return str(page.request.get(f"{url}/api/jobs/").json()[-1]["job_id"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""Real runs as Prometheus and Ray's dashboard see them: every panel's query, and the names of things.
+
+Prometheus is Debian's; Grafana, which would draw the panels, is not there: only what it would ask is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.util import state
+
+from cluster import dashboards
+from rayrlhf.metric_names import METRICS, find, gauge_name
+from rayrlhf.metrics import ROW_KEYS
+from tests.cluster.prometheus import Prometheus, scraping
+from tests.jobs.test_interrupt import ROOT, assert_nothing_left, ray_folder  # noqa: F401  (a fixture)
+from tests.jobs.test_ppo import overrides
+
+STEPS = 8
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{"prompt": f"number {n}", "completion": f" is {n % 7}"} for n in range(64)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:  # noqa: F811
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "500"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def rows_of(root: Path, stage: str) -> list[dict[str, Any]]:
+    path = root / "tiny" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [row for row in rows if row["stage"] == stage]
+
+
+def wait_for(job: subprocess.Popen[str], is_there: Any) -> None:
+    while not is_there():
+        assert job.poll() is None, job.stdout.read()
+        time.sleep(0.2)
+
+
+def test_every_panel_of_a_real_run_has_data(
+    tiny_model,
+    reward_folder,
+    prompts_file,
+    completions,
+    tmp_path,
+    ray_folder,  # noqa: F811
+):
+    discovery, data = ray_folder / "ray" / "prom_metrics_service_discovery.json", tmp_path / "prometheus"
+    data.mkdir()
+    sft = [f"data.train={completions}", f"data.validation={completions}", "data.max_tokens=64", "train.minibatch=8"]
+    sft += [f"model={tiny_model('llama')}", "train.epochs=60", "train.validate_every=40", "train.save_every=0"]
+    more = {"rollout.engine": "transformers", "loop.steps": STEPS, "loop.save_every": STEPS, "run.trackers": "[]"}
+    ppo = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    with scraping(discovery, data) as prometheus:
+        for stage, keys in (("sft", ["run.name=tiny", f"run.root={tmp_path}", *sft]), ("ppo", ppo)):
+            job = start(ray_folder, stage, *keys)
+            try:
+                wait_for(job, lambda stage=stage: rows_of(tmp_path, stage))
+                seen = names_in_the_dashboard((ray_folder / "ray" / "ray_current_cluster").read_text().strip())
+                assert job.wait(200) == 0, job.stdout.read()
+            finally:
+                job.terminate()
+                job.wait(60)
+            assert_panels_have_data(prometheus, stage, rows_of(tmp_path, stage))
+        assert_names(seen)
+    assert_nothing_left(ray_folder)
+
+
+def assert_panels_have_data(prometheus: Prometheus, stage: str, rows: list[dict[str, Any]]) -> None:
+    """Each panel draws what metrics.jsonl has of its metric, and only that."""
+    logged = {name for row in rows for name in row.keys() - set(ROW_KEYS)}
+    always = {metric.name for metric in METRICS if stage in metric.stages and not metric.when}
+    assert always <= logged, "of the registry, what every such run writes"
+    empty, wrong = [], []
+    for panel in dashboards.dashboard()["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"].replace("$run", "tiny").replace("$stage", stage)
+            found, name = prometheus.series(query), panel["title"].partition(": ")[0]
+            names = {one for one in logged if find(one).name == name}
+            if len(found) != len(names):
+                empty.append((name, len(found)))
+            for series in found:
+                assert series["metric"]["run"] == "tiny" and series["metric"]["stage"] == stage
+                drawn = {float(value) for _, value in series["values"] if value != "NaN"}
+                known = [row[one] for one in names for row in rows if row.get(one) is not None]
+                wrong += [(name, value) for value in drawn if value not in map(pytest.approx, known)]
+    assert (empty, wrong) == ([], [])
+    help_text = prometheus.ask("metadata", metric=f"ray_{gauge_name('optim/rollbacks')}")["data"]
+    assert [one["help"] for one in next(iter(help_text.values()))] == ["optim/rollbacks: returns to a checkpoint"]
+
+
+def names_in_the_dashboard(address: str) -> dict[str, Any]:
+    """What the state API, which the dashboard draws, says while a run goes on."""
+    return {
+        "actors": {(actor.name, actor.class_name) for actor in state.list_actors(address, limit=1000)},
+        "groups": {group.name for group in state.list_placement_groups(address)},
+        "jobs": [job.metadata for job in state.list_jobs(address, detail=True)],
+        "tasks": {task.name for task in state.list_tasks(address, limit=1000)},
+    }
+
+
+def assert_names(seen: dict[str, Any]) -> None:
+    kinds = {"policy": "PolicyRank", "critic": "CriticRank", "reference": "ReferenceReplica", "reward": "RewardReplica"}
+    roles = {(f"{role}-0", kind) for role, kind in kinds.items()} | {("rollout-0", "RolloutReplica")}
+    assert roles <= seen["actors"]
+    assert all(name for name, _ in seen["actors"]), f"every actor has a name: {seen['actors']}"
+    assert seen["groups"] == {"tiny/ppo/all"}
+    [job] = seen["jobs"]
+    assert (job["job"], job["run"]) == ("ppo", "tiny") and re.fullmatch(r"[0-9a-f]{12}", job["config"])
+    assert {"policy-0.start", "rollout-0.generate", "reward-0.scores", "critic-0.values"} <= seen["tasks"]
