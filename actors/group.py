@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from actors import calls
+from rayrlhf import environment
 from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, TextBatch, Values
 from rayrlhf.roles import Metrics
 
@@ -87,11 +88,20 @@ class ActorGroup:
         """Load the models; DeadlineError names every actor that is not ready in time."""
         raise NotImplementedError
 
+    async def peak_memory(self) -> dict[str, float]:
+        """`rayrlhf.environment.peak_memory` of the actor that held most."""
+        held = await self.everyone("__ray_call__", _peak_memory)
+        return {name: max(one.get(name, 0.0) for one in held) for name in held[0]}
+
     def stop(self) -> None:
         """End the actors' processes."""
         for handle in self.handles:
             ray.kill(handle)
         self.handles = []
+
+
+def _peak_memory(_actor: Any) -> dict[str, float]:
+    return environment.peak_memory()
 
 
 class RankGroup(ActorGroup):

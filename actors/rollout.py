@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
@@ -22,16 +23,30 @@ if TYPE_CHECKING:
 class RolloutReplica(LoggedRole):
     """A Ray actor's class; ray.remote is applied by the group."""
 
-    def start(self, folder: str, config: RolloutConfig, sampling: SamplingConfig) -> None:
-        """Builds the engine over the Hugging Face folder and warms it up."""
+    def start(self, folder: str, config: RolloutConfig, sampling: SamplingConfig, offload: bool = False) -> None:
+        """Builds the engine over the Hugging Face folder and warms it up; with `offload` it sleeps between calls."""
         from actors.engines.base import build
 
-        self._sampling = sampling
-        self._engine: Engine = build(folder, config)
+        self._sampling, self._offload = sampling, offload
+        self._engine: Engine = build(folder, config, sleeps=offload)
+        if offload:
+            self._engine.sleep()
+
+    @contextmanager
+    def _awake(self) -> Iterator[Engine]:
+        if not self._offload:
+            yield self._engine
+            return
+        self._engine.wake()
+        try:
+            yield self._engine
+        finally:
+            self._engine.sleep()
 
     def generate(self, prompts: Prompts, seed: int) -> Rollouts:
         """One response a row of `prompts`."""
-        return self._engine.generate(prompts, self._sampling, seed)
+        with self._awake() as engine:
+            return engine.generate(prompts, self._sampling, seed)
 
     def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
         """Replaces the weights by those in `buckets` (refs of name -> tensor), read one by one.
@@ -47,7 +62,8 @@ class RolloutReplica(LoggedRole):
                 num_bytes += sum(tensor.nbytes for tensor in bucket.values())
                 yield bucket
 
-        return self._engine.load_weights(version, read()), num_bytes
+        with self._awake() as engine:
+            return engine.load_weights(version, read()), num_bytes
 
     def version(self) -> int:
         """Version of the weights the engine holds."""
@@ -65,9 +81,11 @@ class RolloutGroup(ReplicaGroup):
         placement: Placement,
         count: int,
         deadline_s: float,
+        offload: bool = False,
     ) -> None:
-        """Asks Ray for `count` engines over the model in `folder`; `await start()` makes them ready."""
-        kwargs = {"folder": folder, "config": config, "sampling": sampling}
+        """Asks Ray for `count` engines over the model in `folder`; `await start()` makes them ready.  With `offload`
+        they sleep between calls."""
+        kwargs = {"folder": folder, "config": config, "sampling": sampling, "offload": offload}
         super().__init__("rollout", RolloutReplica, kwargs, placement, count, deadline_s)
 
     async def generate(self, prompts: Prompts, seed: int) -> Rollouts:

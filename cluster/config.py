@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from rayrlhf.config import Section
 from rayrlhf.errors import ConfigError
 
+OFFLOADING = ("policy", "critic", "rollout")  # roles that can leave a GPU to others between calls
 LAYOUTS = Path(__file__).parent / "layouts"
 
 
@@ -22,6 +23,9 @@ class Pool(Section):
     bundles: int = Field(default=1, ge=1, description="Number of bundles; a bundle lies on one node.")
     cpus: float = Field(default=1.0, gt=0, description="CPUs of each bundle.")
     gpus: float = Field(default=0.0, ge=0, description="GPUs of each bundle.")
+    gpu_gib: float | None = Field(
+        default=None, gt=0, description="Memory of each GPU in GiB, which the roles must fit into; null: not compared."
+    )
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         default="PACK", description="How Ray places the bundles: on few nodes, many, exactly one, each on its own."
     )
@@ -35,6 +39,11 @@ class RoleLayout(Section):
     cpus: float = Field(default=1.0, ge=0, description="CPUs reserved for each actor (may be a fraction).")
     gpus: float = Field(default=0.0, ge=0, description="GPUs reserved for each actor (may be a fraction).")
     threads: int = Field(default=1, ge=1, description="CPU threads each actor computes with (OMP_NUM_THREADS).")
+    offload: bool = Field(
+        default=False,
+        description="Leave the GPU to others between calls: rollout sleeps, its weights on the host and no KV cache "
+        "(vLLM's sleep mode); policy and critic keep their optimizer states on the host while they do not learn.",
+    )
 
 
 class LayoutConfig(Section):
@@ -68,6 +77,13 @@ class LayoutConfig(Section):
                     f"role {name} is on pool {role.pool!r}, which does not exist; pools: "
                     f"{', '.join(self.pools)}. Set layout.roles.{name}.pool or add layout.pools.{role.pool}"
                 )
+        for name in (name for name, role in self.roles.items() if role.offload):
+            if name not in OFFLOADING:
+                raise ValueError(
+                    f"roles.{name}.offload: only {', '.join(OFFLOADING)} hold what others could use between calls"
+                )
+            if not self.roles[name].gpus:
+                raise ValueError(f"roles.{name}.offload has no effect without a GPU (gpus=0): leave it out")
         idle = set(self.pools) - {role.pool for role in self.roles.values()}
         if idle:
             raise ValueError(f"no role is on pool {', '.join(sorted(idle))}; remove it, or put a role on it")

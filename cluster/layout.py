@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config import LayoutConfig
+from cluster.memory import Memory
 from rayrlhf.errors import ConfigError, ResourceError
 
 _GIB = 2**30
+_CONTEXT_GIB = 0.5  # of a process on a GPU: CUDA's own; a rough figure
+_PARTS = ("process", "weights", "optimizer", "activations", "cache")  # of an actor's memory
 _EPS = 1e-6  # Ray counts resources in steps of 1e-4; sums of fractions such as 5 * 0.2 must still fit
 
 
@@ -24,28 +27,42 @@ class PoolPlan:
     cpus: float
     gpus: float
     strategy: str
+    gpu_gib: float | None = None  # memory of each GPU, where it is known
 
 
 @dataclass(frozen=True)
 class RolePlan:
-    """One role's actors; cpus, gpus and memory_gib (an estimate) are of each one of them."""
+    """One role's actors; cpus, gpus and memory (an estimate) are of each one of them."""
 
     name: str
     ranks: int
     cpus: float
     gpus: float
-    memory_gib: float
+    memory: Memory
     threads: int
     pool: PoolPlan
     bundles: tuple[int, ...]  # rank -> index of its bundle in the pool
+    offload: bool = False  # between calls it leaves the GPU to others
+
+    @property
+    def idle_gib(self) -> float:
+        """What one actor holds of its GPU between its calls."""
+        if not self.offload:
+            return self.memory.device
+        return 0.0 if self.name == "rollout" else self.memory.weights
+
+    @property
+    def node_gib(self) -> float:
+        """What one actor holds of its node's memory."""
+        return self.memory.process if self.gpus else self.memory.total
 
 
-def plan(layout: LayoutConfig, memory_gib: Mapping[str, float] | None = None) -> list[RolePlan]:
-    """Every role's place; `memory_gib` is each role's estimate for one actor (see cluster.memory).
+def plan(layout: LayoutConfig, memory: Mapping[str, Memory] | None = None) -> list[RolePlan]:
+    """Every role's place; `memory` is each role's estimate for one actor (see cluster.memory).
 
     Raises ConfigError when a pool's bundles have no room for the roles on it.
     """
-    pools = {name: PoolPlan(name, p.bundles, p.cpus, p.gpus, p.strategy) for name, p in layout.pools.items()}
+    pools = {name: PoolPlan(name, p.bundles, p.cpus, p.gpus, p.strategy, p.gpu_gib) for name, p in layout.pools.items()}
     free = {name: [[p.cpus, p.gpus] for _ in range(p.bundles)] for name, p in layout.pools.items()}
     plans = []
     for name, role in layout.roles.items():
@@ -65,17 +82,19 @@ def plan(layout: LayoutConfig, memory_gib: Mapping[str, float] | None = None) ->
             free[pool.name][fitting[0]][0] -= role.cpus
             free[pool.name][fitting[0]][1] -= role.gpus
             bundles.append(fitting[0])
-        memory = (memory_gib or {}).get(name, 0.0)
-        plans.append(RolePlan(name, role.ranks, role.cpus, role.gpus, memory, role.threads, pool, tuple(bundles)))
+        need = (memory or {}).get(name, Memory())
+        plans.append(
+            RolePlan(name, role.ranks, role.cpus, role.gpus, need, role.threads, pool, tuple(bundles), role.offload)
+        )
     return plans
 
 
 def worker_plan(
-    name: str, ranks: int, cpus: float, gpus: float = 0.0, memory_gib: float = 0.0, threads: int = 1
+    name: str, ranks: int, cpus: float, gpus: float = 0.0, memory: Memory | None = None, threads: int = 1
 ) -> RolePlan:
     """The plan of a job whose equal workers each take a bundle of their own (Ray Train)."""
     pool = PoolPlan(name, ranks, cpus, gpus, "PACK")
-    return RolePlan(name, ranks, cpus, gpus, memory_gib, threads, pool, tuple(range(ranks)))
+    return RolePlan(name, ranks, cpus, gpus, memory or Memory(), threads, pool, tuple(range(ranks)))
 
 
 def pools_of(plan: Sequence[RolePlan]) -> list[PoolPlan]:
@@ -101,20 +120,56 @@ def fits(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> None
         )
     largest = max((node.get("memory", float("inf")) for node in nodes), default=0.0) / _GIB
     for role in plan:
-        if not role.gpus and role.memory_gib > largest:
+        if role.node_gib > largest:
             raise ResourceError(
-                f"one actor of {role.name} needs about {role.memory_gib:.1f} GiB of memory, the largest node has "
-                f"{largest:.1f} GiB.\n{render(plan, nodes)}\n"
-                "Use a smaller model, ZeRO over more ranks, or larger nodes."
+                f"one actor of {role.name} needs about {role.node_gib:.1f} GiB of memory, the largest node has "
+                f"{largest:.1f} GiB.\n{render(plan, nodes)}\n{_smaller(role)}, or use larger nodes."
             )
-    asked = sum(role.memory_gib * role.ranks for role in plan if not role.gpus)
+    asked = sum(role.node_gib * role.ranks for role in plan)
     available = sum(node.get("memory", float("inf")) for node in nodes) / _GIB
     if asked > available:
+        most = max(plan, key=lambda role: role.node_gib * role.ranks)
         raise ResourceError(
-            f"the roles without a GPU need about {asked:.1f} GiB of memory, the cluster has "
-            f"{available:.1f} GiB.\n{render(plan, nodes)}\n"
-            "Use a smaller model, fewer ranks or a smaller rollout.kv_cache_gib."
+            f"the roles need about {asked:.1f} GiB of the nodes' memory, the cluster has {available:.1f} GiB.\n"
+            f"{render(plan, nodes)}\nMost of it is {most.name}'s: {_smaller(most)}, or use more or larger nodes."
         )
+    _fits_gpus(plan, nodes)
+
+
+def _fits_gpus(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises ResourceError where the roles on one bundle's GPUs need more memory than these have."""
+    for pool in pools_of(plan):
+        for bundle in range(pool.bundles if pool.gpu_gib else 0):
+            there = [role for role in plan if role.pool == pool and role.gpus for b in role.bundles if b == bundle]
+            asked, has = max(_in_phases(there)), pool.gpus * (pool.gpu_gib or 0.0)
+            if asked > has:
+                most = max(there, key=lambda role: role.memory.device)
+                raise ResourceError(
+                    f"the roles on bundle {bundle} of pool {pool.name} ({', '.join(role.name for role in there)}) need "
+                    f"about {asked:.1f} GiB of GPU memory, its {pool.gpus:g} GPU of layout.pools.{pool.name}.gpu_gib="
+                    f"{pool.gpu_gib:g} have {has:.1f}.\n{render(plan, nodes)}\n"
+                    f"Most of it is {most.name}'s: {_smaller(most)}, or give the roles more GPUs."
+                )
+
+
+def _in_phases(roles: Sequence[RolePlan]) -> tuple[float, float]:
+    """GiB of these roles together while responses are sampled, and while they are judged and learnt from."""
+    context = _CONTEXT_GIB * len(roles)
+    sampling = sum(role.memory.device if role.name == "rollout" else role.idle_gib for role in roles)
+    learning = sum(role.idle_gib if role.name == "rollout" else role.memory.device for role in roles)
+    return context + sampling, context + learning
+
+
+def _smaller(role: RolePlan) -> str:
+    """What would help where `role` needs too much: what its largest part goes by."""
+    ways = {
+        "process": "lower its ranks",
+        "weights": "take a smaller model, or for a trained one ZeRO 3 over more ranks",
+        "optimizer": "set zero_stage=2 or 3 and more ranks, or train an adapter (peft)",
+        "activations": "lower microbatch_tokens and forward_tokens",
+        "cache": "lower kv_cache_gib",
+    }
+    return ways[max(ways, key=lambda part: getattr(role.memory, part))]
 
 
 def places(
@@ -136,7 +191,9 @@ def places(
 
 def render(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> str:
     """The plan beside what the nodes have, as a table for people; of several nodes with what each would hold."""
-    rows = [("role", "actors", "CPU each", "GPU each", "threads", "GiB each", "pool", "bundles")]
+    rows: list[tuple[str, ...]] = [
+        ("role", "actors", "CPU each", "GPU each", "threads", "GiB each", *_PARTS, "pool", "bundles")
+    ]
     for role in plan:
         bundles = ",".join(map(str, role.bundles))
         rows.append(
@@ -146,7 +203,7 @@ def render(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> st
                 f"{role.cpus:g}",
                 f"{role.gpus:g}",
                 str(role.threads),
-                f"{role.memory_gib:.2f}" if role.memory_gib else "-",
+                *(f"{getattr(role.memory, part):.2f}" if role.memory.total else "-" for part in ("total", *_PARTS)),
                 role.pool.name,
                 bundles,
             )
@@ -156,8 +213,10 @@ def render(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]]) -> st
     pools = pools_of(plan)
     cpus = sum(p.bundles * p.cpus for p in pools)
     gpus = sum(p.bundles * p.gpus for p in pools)
-    memory = sum(role.memory_gib * role.ranks for role in plan)
-    lines.append(f"asked: {cpus:g} CPU, {gpus:g} GPU, about {memory:.1f} GiB")
+    node_gib = sum(role.node_gib * role.ranks for role in plan)
+    device = sum(role.memory.device * role.ranks for role in plan if role.gpus)
+    more = f", about {device:.1f} GiB of GPU memory" if device else ""
+    lines.append(f"asked: {cpus:g} CPU, {gpus:g} GPU, about {node_gib:.1f} GiB{more}")
     lines.append(f"available: {_totals(nodes)} on {len(nodes)} node{'' if len(nodes) == 1 else 's'}")
     if len(nodes) > 1:
         lines += [
@@ -178,7 +237,7 @@ def _held(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]], number
     names = [f"{name}-{','.join(map(str, ranks))}" for name, ranks in here.items() if ranks]
     if not names:
         return "; would hold nothing"
-    memory = sum(role.memory_gib * len(here[role.name]) for role in plan if not role.gpus)
+    memory = sum(role.node_gib * len(here[role.name]) for role in plan)
     room = nodes[number].get("memory", float("inf")) / _GIB
     told = f"; would hold {cpus:g} CPU, {gpus:g} GPU, about {memory:.1f} GiB: {' '.join(names)}"
     return told + (f"  (more than its {room:.1f} GiB)" if memory > room else "")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rayrlhf.batches import Prompts
     from rayrlhf.data.prompt_stream import Originals
     from rayrlhf.evaluation.compare import Side
+    from rayrlhf.models.targets import Shapes
 
 ROLES = ("base", "reference", "reward", "rollout")
 SEED_OFFSET = 2_000_003  # other seeds than in training and in PPO's own evaluations
@@ -172,14 +173,14 @@ def evaluation_layout(layout: LayoutConfig) -> LayoutConfig:
     """The layout without the learners: nothing is trained, and the base model takes the policy's place."""
     kept = layout.only(("policy", "reference", "reward", "rollout"))
     roles = dict(kept.roles)
-    roles["base"] = roles.pop("policy").model_copy(update={"ranks": 1})
+    roles["base"] = roles.pop("policy").model_copy(update={"ranks": 1, "offload": False})
     return LayoutConfig(base=None, pools=kept.pools, roles=roles)
 
 
 def plan(config: EvaluateConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
 
     models = {
         "rollout": config.policy,
@@ -187,15 +188,16 @@ def plan(config: EvaluateConfig) -> list[RolePlan]:
         "reward": config.reward_model or config.policy,
         "base": config.base,
     }
-    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in models.items()})
+    return plan_for(config, {role: tensor_shapes(model_folder(path)) for role, path in models.items()})
 
 
-def plan_for(config: EvaluateConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
-    """The plan for models of these sizes, by role."""
+def plan_for(config: EvaluateConfig, shapes: dict[str, Shapes]) -> list[RolePlan]:
+    """The plan for models with weights of these shapes, by role."""
     from cluster import layout, memory
 
-    kv = config.rollout.kv_cache_gib
-    needs = {role: memory.estimate(role, size, kv_cache_gib=kv) for role, size in num_parameters.items()}
+    needs = {role: memory.frozen(shapes[role], config.forward_tokens) for role in ("reference", "base")}
+    needs["reward"] = memory.frozen(shapes["reward"], config.forward_tokens, has_logits=False)
+    needs["rollout"] = memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype)
     return layout.plan(evaluation_layout(config.layout), needs)
 
 
@@ -288,6 +290,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
         placement,
         placement.count("rollout"),
         config.call_deadline_s,
+        config.layout.roles["rollout"].offload,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from cluster.layout import RolePlan
     from rayrlhf.metrics import MetricsLog
+    from rayrlhf.models.targets import Shapes
 
 KIND = "pairs"
 ROLES = ("reward", "rollout")
@@ -128,19 +129,21 @@ def check(config: PairsConfig) -> None:
 
 def plan(config: PairsConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.models.headers import tensor_shapes
 
     models = {"rollout": config.model, "reward": config.reward_model or config.model}
-    return plan_for(config, {role: parameters_in(model_folder(path)) for role, path in models.items()})
+    return plan_for(config, {role: tensor_shapes(model_folder(path)) for role, path in models.items()})
 
 
-def plan_for(config: PairsConfig, num_parameters: dict[str, int]) -> list[RolePlan]:
-    """The plan for models of these sizes, by role."""
+def plan_for(config: PairsConfig, shapes: dict[str, Shapes]) -> list[RolePlan]:
+    """The plan for models with weights of these shapes, by role."""
     from cluster import layout, memory
 
-    kv = config.rollout.kv_cache_gib
-    needs = {role: memory.estimate(role, num_parameters[role], kv_cache_gib=kv) for role in ROLES}
+    needs = {
+        "rollout": memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype),
+        "reward": memory.frozen(shapes["reward"], config.forward_tokens, has_logits=False),
+    }
     return layout.plan(config.layout.only(ROLES), needs)
 
 
@@ -198,10 +201,11 @@ def _groups(config: PairsConfig, placement: Any) -> dict[str, Any]:
         "threads": config.layout.roles["reward"].threads,
         "function": config.reward_function,
     }
-    count = placement.count
+    count, sampler = placement.count, (config.rollout, config.sampling, placement)
+    offload = config.layout.roles["rollout"].offload
     return {
         "reward": RewardGroup("reward", RewardReplica, ranker, placement, count("reward"), deadline),
-        "rollout": RolloutGroup(folder, config.rollout, config.sampling, placement, count("rollout"), deadline),
+        "rollout": RolloutGroup(folder, *sampler, count("rollout"), deadline, offload),
     }
 
 

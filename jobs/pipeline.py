@@ -9,7 +9,6 @@ stage that fails leaves the finished ones as they are.
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -228,17 +227,17 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
     from rayrlhf.models.targets import adapter_size
 
     shapes = _shapes(config)
-    count, plans = sum(map(math.prod, shapes.values())), {}
+    plans = {}
     for stage in config.stages:
         job, own = _job(stage), getattr(config, stage)
         if stage in SUPERVISED:
             adapter = adapter_size(getattr(own, "peft", None), shapes, f"{stage}.peft")
-            plans[stage] = worker_plan(stage, own.train, count, adapter)
+            plans[stage] = worker_plan(stage, own.train, shapes, adapter)
         elif stage == "ppo":
             sizes = adapter_sizes(own, dict.fromkeys(("policy", "critic"), shapes), "ppo.")
-            plans[stage] = job.plan_for(own, dict.fromkeys(own.roles, count), sizes)
+            plans[stage] = job.plan_for(own, dict.fromkeys(own.roles, shapes), sizes)
         elif stage in ("pairs", "evaluate"):
-            plans[stage] = job.plan_for(own, dict.fromkeys(job.ROLES, count))
+            plans[stage] = job.plan_for(own, dict.fromkeys(job.ROLES, shapes))
     if config.serve is not None:
         plans["serve"] = _job("serve").plan(config.serve)
     return plans

@@ -240,6 +240,13 @@ def check_batches(config: PPOConfig) -> None:
             f"sequences turn beta to 0: set it well above {MAX_ERROR * config.loop.rollout_batch:g}"
         )
     updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
+    for role, update in updates.items():
+        stage = update.engine.zero_stage
+        if config.layout.roles[role].offload and stage not in (1, 2):
+            raise ConfigError(
+                f"layout.roles.{role}.offload: DeepSpeed moves optimizer states at ZeRO 1 and 2, not at "
+                f"{role}.engine.zero_stage={stage}: set it to 1 or 2, or leave offload out"
+            )
     mix, minibatches = config.policy.pretraining, config.loop.rollout_batch // config.policy.minibatch
     if mix is not None and mix.rows < minibatches:
         raise ConfigError(
@@ -263,13 +270,11 @@ def check_batches(config: PPOConfig) -> None:
 
 def plan(config: PPOConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from cluster.memory import parameters_in
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.models.headers import tensor_shapes
 
-    folders = {role: model_folder(path) for role, path in _folders(config).items()}
-    sizes = adapter_sizes(config, {role: tensor_shapes(folder) for role, folder in folders.items()})
-    return plan_for(config, {role: parameters_in(folder) for role, folder in folders.items()}, sizes)
+    shapes = {role: tensor_shapes(model_folder(path)) for role, path in _folders(config).items()}
+    return plan_for(config, shapes, adapter_sizes(config, shapes))
 
 
 def adapter_sizes(config: PPOConfig, shapes: Mapping[str, Shapes], prefix: str = "") -> dict[str, int | None]:
@@ -281,22 +286,28 @@ def adapter_sizes(config: PPOConfig, shapes: Mapping[str, Shapes], prefix: str =
     return {role: adapter_size(update.peft, shapes[role], f"{prefix}{role}.peft") for role, update in updates.items()}
 
 
-def plan_for(config: PPOConfig, num_parameters: dict[str, int], num_adapter: dict[str, int | None]) -> list[RolePlan]:
-    """The plan for models and adapters of these sizes, by role."""
+def plan_for(config: PPOConfig, shapes: Mapping[str, Shapes], num_adapter: dict[str, int | None]) -> list[RolePlan]:
+    """The plan for models with weights of these shapes and adapters of these sizes, by role."""
     from cluster import layout, memory
 
-    stages = {"policy": config.policy.engine.zero_stage, "critic": config.critic.engine.zero_stage}
+    tokens, precision = config.policy.forward_tokens, config.policy.engine.precision
     needs = {
-        role: memory.estimate(
-            role,
-            count,
-            config.layout.roles[role].ranks,
-            stages.get(role, 0),
-            config.rollout.kv_cache_gib,
-            num_adapter.get(role),
-        )
-        for role, count in num_parameters.items()
+        "rollout": memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype),
+        "reward": memory.frozen(shapes["reward"], tokens, has_logits=False),
     }
+    if "reference" in shapes:
+        needs["reference"] = memory.frozen(shapes["reference"], tokens, precision)
+    for role, update in (("policy", config.policy), ("critic", config.critic)):
+        if role in shapes:
+            needs[role] = memory.trained(
+                shapes[role],
+                update.engine,
+                config.layout.roles[role].ranks,
+                update.microbatch_tokens,
+                update.forward_tokens,
+                num_adapter.get(role),
+                has_logits=role == "policy",
+            )
     return layout.plan(config.layout.only(config.roles), needs)
 
 
@@ -356,6 +367,7 @@ async def _run(config: PPOConfig) -> str:
                 loop.steps,
             ),
             data_counts=counts,
+            memory=partial(_peak_memory, groups),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
             stopwatch=stopwatch,
@@ -371,6 +383,12 @@ async def _run(config: PPOConfig) -> str:
         log.close()
         if texts is not None:
             texts.close()
+
+
+async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:
+    """`perf/ROLE_memory_gib`: what the largest actor of each role has held at most so far."""
+    held = await asyncio.gather(*(group.peak_memory() for group in groups.values()))
+    return {f"perf/{role}_{name}": gib for role, one in zip(groups, held, strict=True) for name, gib in one.items()}
 
 
 def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Generator[TextBatch] | None:
@@ -411,7 +429,8 @@ async def _start(
     threads = {role: config.layout.roles[role].threads for role in config.roles}
 
     def learner(role: str) -> dict[str, Any]:
-        return {"folder": folders[role], "seed": seed, "threads": threads[role]} | learner_arguments(config, role)
+        place = {"threads": config.layout.roles[role].threads, "offload": config.layout.roles[role].offload}
+        return {"folder": folders[role], "seed": seed} | place | learner_arguments(config, role)
 
     def make(kind: Any, role: str, actor: type, kwargs: dict[str, Any]) -> Any:
         groups[role] = kind(role, actor, kwargs, placement, placement.count(role), deadline)
@@ -441,7 +460,13 @@ async def _start(
         frozen | {"folder": folders["reward"], "threads": threads["reward"], "function": config.reward_function},
     )
     groups["rollout"] = rollout.RolloutGroup(
-        folders["rollout"], config.rollout, config.sampling, placement, placement.count("rollout"), deadline
+        folders["rollout"],
+        config.rollout,
+        config.sampling,
+        placement,
+        placement.count("rollout"),
+        deadline,
+        config.layout.roles["rollout"].offload,
     )
     await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ def plan(config: PretrainConfig) -> list[RolePlan]:
     """The Ray Train workers."""
     from jobs.supervised import worker_plan
 
-    return worker_plan(KIND, config.train, sum(map(math.prod, shapes(config).values())))
+    return worker_plan(KIND, config.train, shapes(config))
 
 
 def shapes(config: PretrainConfig) -> Shapes:

@@ -78,9 +78,10 @@ def check(config: ServeConfig) -> None:
 def plan(config: ServeConfig) -> list[RolePlan]:
     """The replicas' resources; the ingress and the proxy book none."""
     from cluster.layout import worker_plan
+    from cluster.memory import Memory
 
-    gpus = 1.0 if config.device == "gpu" else 0.0
-    return [worker_plan("serve", config.replicas, config.cpus, gpus, _PROCESSES_GIB + config.kv_cache_gib)]
+    gpus, need = 1.0 if config.device == "gpu" else 0.0, Memory(_PROCESSES_GIB, cache=config.kv_cache_gib)
+    return [worker_plan("serve", config.replicas, config.cpus, gpus, need)]
 
 
 def llm_settings(config: ServeConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rayrlhf.training.job import LOSS_ONLY
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
+    from rayrlhf.models.targets import Shapes
 
 
 class FineTuneConfig(Section):
@@ -126,14 +127,12 @@ class FineTuning:
 
     def plan(self, config: FineTuneConfig) -> list[RolePlan]:
         """The Ray Train workers."""
-        from cluster.memory import parameters_in
         from rayrlhf.checkpoint import model_folder
         from rayrlhf.models.headers import tensor_shapes
         from rayrlhf.models.targets import adapter_size
 
-        folder = model_folder(config.model)
-        adapter = adapter_size(config.peft, tensor_shapes(folder))
-        return worker_plan(self.kind, config.train, parameters_in(folder), adapter)
+        shapes = tensor_shapes(model_folder(config.model))
+        return worker_plan(self.kind, config.train, shapes, adapter_size(config.peft, shapes))
 
     def run(self, config: FineTuneConfig) -> str:
         """Train; returns the finished stage directory.  Ray is connected."""
@@ -170,13 +169,12 @@ class PreferenceTuning(FineTuning):
         return {"reference": model_folder(config.reference or config.model), "stop_strings": config.stop_strings}
 
 
-def worker_plan(name: str, train: TrainConfig, num_parameters: int, num_adapter: int | None = None) -> list[RolePlan]:
-    """One role of `train.num_workers` equal Ray Train workers that train `num_parameters` parameters, or
-    only an adapter of `num_adapter` beside them."""
-    from cluster import layout
-    from cluster.memory import estimate
+def worker_plan(name: str, train: TrainConfig, shapes: Shapes, num_adapter: int | None = None) -> list[RolePlan]:
+    """One role of `train.num_workers` equal Ray Train workers that train weights of these `shapes`, or only an adapter
+    of `num_adapter` parameters beside them."""
+    from cluster import layout, memory
 
-    stage = train.engine.zero_stage
-    memory = estimate("policy", num_parameters, train.num_workers, stage, num_adapter=num_adapter)
+    tokens, has_logits = train.microbatch_tokens, name != "reward_model"
+    need = memory.trained(shapes, train.engine, train.num_workers, tokens, tokens, num_adapter, has_logits)
     cpus, gpus, threads = train.cpus_per_worker, train.gpus_per_worker, train.threads_per_worker
-    return [layout.worker_plan(name, train.num_workers, cpus, gpus, memory, threads)]
+    return [layout.worker_plan(name, train.num_workers, cpus, gpus, need, threads)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import resource
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +73,18 @@ def memory_gib() -> float:
         if path.is_file() and path.read_text().strip().isdigit():
             total = min(total, float(path.read_text()))
     return total / GIB
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that this process has held so far, in GiB: `memory_gib`, its resident set, and where torch uses a GPU
+    `gpu_memory_gib`, what torch has taken from the device (not CUDA's own context, nor an engine's other allocators).
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    found = {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu_memory_gib"] = torch.cuda.max_memory_reserved() / GIB
+    return found
 
 
 def gpus() -> tuple[str, ...]:

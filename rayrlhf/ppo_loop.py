@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -119,6 +119,7 @@ class PPOLoop:
     parents: dict[str, str]
     console: Console
     data_counts: dict[str, float] = field(default_factory=dict)  # filled by `prompts` with metrics of its rows
+    memory: Callable[[], Awaitable[dict[str, float]]] | None = None  # metrics of what the roles held at most so far
 
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
@@ -158,6 +159,7 @@ class PPOLoop:
         is_evaluated = step % config.evaluate_every == 0 or step == config.steps
         if is_evaluated:
             metrics |= await self._evaluate(step)
+            metrics |= await self.memory() if self.memory else {}
         self.log.log(step, metrics | (self.data_counts if step == 1 else {}))
         is_best = is_evaluated and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best

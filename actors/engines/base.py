@@ -32,13 +32,19 @@ class Engine(Protocol):
         or unknown.
         """
 
+    def sleep(self) -> None:
+        """Leave the GPU to others, the weights kept on the host."""
 
-def build(folder: str, config: RolloutConfig) -> Engine:
-    """The engine of `config` over a Hugging Face model folder, warmed up."""
+    def wake(self) -> None:
+        """Be ready again, after `sleep`."""
+
+
+def build(folder: str, config: RolloutConfig, sleeps: bool = False) -> Engine:
+    """The engine of `config` over a Hugging Face model folder, warmed up; `sleeps`: it will be asked to."""
     if config.engine == "vllm":
         from actors.engines.vllm import VLLMEngine
 
-        return VLLMEngine(folder, config)
+        return VLLMEngine(folder, config, sleeps)
     from actors.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, config)

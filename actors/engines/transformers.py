@@ -119,6 +119,14 @@ class TransformersEngine:
         self.version = version
         return digests
 
+    def sleep(self) -> None:
+        self._model.to("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        self._model.to(self._device)
+
 
 def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
     """Tokens i64[B] where the cumulative probabilities pass `uniform` f64[B] in [0, 1).

@@ -37,8 +37,11 @@ _ENVIRONMENT = {
 class VLLMEngine:
     """See actors.engines.base.Engine."""
 
-    def __init__(self, folder: str, config: RolloutConfig) -> None:
-        """Starts vLLM on a Hugging Face folder and runs one request, which compiles its kernels."""
+    def __init__(self, folder: str, config: RolloutConfig, sleeps: bool = False) -> None:
+        """Starts vLLM on a Hugging Face folder and runs one request, which compiles its kernels.
+
+        `sleeps` takes GPU memory in a way that can be given back; vLLM refuses it where there is no GPU.
+        """
         os.environ.update(_ENVIRONMENT)
         # it warns at every reload of layers that have nothing to load, such as rotary embeddings
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -55,6 +58,7 @@ class VLLMEngine:
             kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
             tensor_parallel_size=config.tensor_parallel,
             enforce_eager=config.enforce_eager,
+            enable_sleep_mode=sleeps,
             # log_softmax(logits / temperature), as the trainer computes it; the default leaves
             # the temperature out
             logprobs_mode="processed_logprobs",
@@ -112,6 +116,12 @@ class VLLMEngine:
         self._llm.reset_prefix_cache()
         self.version = version
         return workers[0]
+
+    def sleep(self) -> None:
+        self._llm.sleep(level=1)  # 2 would drop the weights, and an evaluation samples twice from the same
+
+    def wake(self) -> None:
+        self._llm.wake_up()
 
 
 def _reload(worker: Any, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:

@@ -26,11 +26,14 @@ class CriticLearner(Learner):
 
     role = "critic"
 
-    def __init__(self, folder: str, config: CriticUpdateConfig, total_steps: int, seed: int) -> None:
+    def __init__(
+        self, folder: str, config: CriticUpdateConfig, total_steps: int, seed: int, offload: bool = False
+    ) -> None:
         """`folder`: a sequence-classification checkpoint with one output, or a causal LM (fresh head,
-        drawn by `seed`).  `total_steps`: optimizer steps of the run.  Raises ModelError."""
+        drawn by `seed`).  `total_steps`: optimizer steps of the run.  `offload`: as Engine
+        has it.  Raises ModelError."""
         seed_all(seed)
-        engine = Engine(with_adapter(load_scalar(folder), config.peft), config.engine, total_steps)
+        engine = Engine(with_adapter(load_scalar(folder), config.peft), config.engine, total_steps, offload)
         super().__init__(engine, load_tokenizer(folder), config, seed)
         self.config = config
 

@@ -32,6 +32,7 @@ from rayrlhf.training.schedule import lr_factor
 
 LossFn = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 _TAG = "engine"
+_REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's own default
 _LOSS, _NORM = "engine/loss", "engine/squared_norm"  # reduced with the caller's stats
 
 
@@ -65,7 +66,8 @@ class Engine:
     numbers that its dropout drew are spent).
     """
 
-    def __init__(self, model: Any, config: EngineConfig, total_steps: int) -> None:
+    def __init__(self, model: Any, config: EngineConfig, total_steps: int, offload: bool = False) -> None:
+        """`offload`: optimizer states are on the device only inside `states_here` (ZeRO 1 and 2)."""
         self.config, self.total_steps, self.step = config, total_steps, 0
         self.lr_scale = 1.0  # on top of the schedule
         self.guard = SpikeGuard(config.guard.bound, config.guard.window)
@@ -77,13 +79,37 @@ class Engine:
         self._autocast = partial(autocast, self.device, config.precision)
         root = _Root(model.to(self.device), self._autocast)
         self._engine, *_ = deepspeed.initialize(
-            model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size)
+            model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size, root)
         )
         self.module: Any = root.model
         if config.zero_stage == 3:
             for layer, parameter in adapters.borrowed_parameters(self.module):
                 deepspeed.zero.register_external_parameter(layer, parameter)
         self.module.train()
+        self._offloads, self._is_here = offload, True
+        if offload:
+            self._move_states(here=False)
+
+    @contextmanager
+    def states_here(self) -> Iterator[None]:
+        """Inside, the optimizer's states are on the device; every rank enters it.  Nests."""
+        if not self._offloads or self._is_here:
+            yield
+            return
+        self._move_states(here=True)
+        try:
+            yield
+        finally:
+            self._move_states(here=False)
+
+    def _move_states(self, here: bool) -> None:
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
+
+        if here:
+            self._engine.reload_states()
+        else:
+            self._engine.offload_states(include=(State.optim_states, State.hp_params), pin_memory=False)
+        self._is_here = here
 
     def optimizer_step(self, microbatches: Iterable[Any], loss_fn: LossFn, name: str = "") -> dict[str, float]:
         """One optimizer step, unless the guard finds that it must be skipped: `problem` then says why.
@@ -166,13 +192,14 @@ class Engine:
         and `extra`, the caller's own.  Frozen weights are not written (tied ones are): they are
         those of the model's folder."""
         os.makedirs(directory, exist_ok=True)
-        self._engine.save_checkpoint(
-            directory,
-            tag=_TAG,
-            client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+        with self.states_here():
+            self._engine.save_checkpoint(
+                directory,
+                tag=_TAG,
+                client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
         rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -190,7 +217,8 @@ class Engine:
                 "number of ranks, or by none. Resume with the same number of ranks"
             )
         is_whole = not adapters.has_adapter(self.module)
-        path, client = self._engine.load_checkpoint(directory, tag=_TAG, load_module_strict=is_whole)
+        with self.states_here():
+            path, client = self._engine.load_checkpoint(directory, tag=_TAG, load_module_strict=is_whole)
         if path is None:
             raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
         self.step = client["step"]
@@ -319,14 +347,16 @@ def _optimizer(root: nn.Module, config: EngineConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
-def _deepspeed_config(config: EngineConfig, world_size: int) -> dict[str, Any]:
+def _deepspeed_config(config: EngineConfig, world_size: int, root: nn.Module) -> dict[str, Any]:
+    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in root.parameters() if p.requires_grad)
     return {
         # the boundary of accumulation is set by hand, so these two only have to be consistent
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
         "gradient_clipping": config.grad_clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        # gradients are reduced in a buffer of this many elements, which is taken whole: 2 GB by default
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": min(num_trained, _REDUCE_BUCKET)},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }

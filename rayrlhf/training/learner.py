@@ -67,6 +67,10 @@ class Learner:
 
         Raises DivergenceError after `engine.guard.max_skips` skipped steps in a row.
         """
+        with self.engine.states_here():
+            return self._learn(batch, step, piece_loss)
+
+    def _learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[OptimizerStep]:
         config = self.update_config
         steps: list[OptimizerStep] = []
         for epoch in range(config.epochs):

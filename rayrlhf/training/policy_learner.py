@@ -51,17 +51,18 @@ class PolicyLearner(Learner):
         normaliser_constant: float | None = None,
         kl_kind: str = "k3",
         stop_strings: Sequence[str] = (),
+        offload: bool = False,
     ) -> None:
         """`folder`: a Hugging Face causal LM with its tokenizer.  `temperature`: that of the sampling,
         so that log-probs are of the distribution sampled from.  `total_steps`: optimizer steps of the
         run (`config.optimizer_steps`).  `normaliser`, `normaliser_constant`: of the loss, resolved.
         `kl_kind`: of the KL in the loss, where an update asks for one.  `stop_strings`: of the sampling, saved
-        with the model.  Raises ModelError."""
+        with the model.  `offload`: as Engine has it.  Raises ModelError."""
         seed_all(seed)
         model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
         if stop_strings:
             set_end(model, tokenizer, stop_strings)
-        engine = Engine(with_adapter(model, config.peft), config.engine, total_steps)
+        engine = Engine(with_adapter(model, config.peft), config.engine, total_steps, offload)
         super().__init__(engine, tokenizer, config, seed)
         self.config, self.temperature, self.kl_kind = config, temperature, kl_kind
         self.normaliser, self.normaliser_constant = normaliser, normaliser_constant

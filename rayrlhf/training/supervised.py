@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rayrlhf import environment
 from rayrlhf.checkpoint import StageWriter, find_stage, make_final
 from rayrlhf.data.chat_templates import with_template
 from rayrlhf.errors import ConfigError, DataError, DivergenceError
@@ -118,7 +119,7 @@ class Supervised:
                 step = self.progress.step
                 is_last, is_best = step == total, False
                 if not stop and validation and (is_last or _is_due(step, self.train.validate_every)):
-                    metrics |= self._validate(validation)
+                    metrics |= self._validate(validation) | self._peak_memory()
                     is_best = stopping is not None and self.progress.is_best(metrics, stopping)
                 if report is not None:
                     report.step(step, metrics | (self.stage.data_counts if step == 1 else {}), note)
@@ -213,6 +214,12 @@ class Supervised:
             num_rows, num_tokens = mixture.get(name := self.stage.sources[row["source"]], (0, 0))
             mixture[name] = (num_rows + 1, num_tokens + self.loss.tokens(row))
         return mixture_metrics(mixture)
+
+    def _peak_memory(self) -> dict[str, float]:
+        """What the largest worker has held at most so far."""
+        mine = {f"perf/worker_{name}_max": gib for name, gib in environment.peak_memory().items()}
+        largest = distributed.sum_over_ranks(mine, self.engine.device)
+        return {name.removesuffix("_max"): gib for name, gib in largest.items()}
 
     def _validate(self, rows: list[Row]) -> dict[str, float]:
         count, evaluate = self._count(rows), partial(self._evaluate, rows)

@@ -55,6 +55,8 @@ def test_what_print_config_prints_loads_back_the_same(tmp_path):
         ("layout: {pools: {idle: {cpus: 1}}}", "no role is on pool idle"),
         ("layout: {roles: {policy: {rank: 2}}}", "layout.roles.policy.rank.*ranks"),
         ("layout: {roles: {policy: {ranks: 0}}}", "layout.roles.policy.ranks"),
+        ("layout: {roles: {policy: {offload: true}}}", "policy.offload has no effect without a GPU"),
+        ("layout: {base: one_gpu, roles: {reward: {offload: true}}}", "reward.offload: only policy, critic, rollout"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

@@ -4,6 +4,7 @@ import pytest
 
 from cluster.config import LAYOUTS, LayoutConfig
 from cluster.layout import fits, places, plan, pools_of, render, worker_plan
+from cluster.memory import Memory
 from rayrlhf.errors import ConfigError, ResourceError
 
 GIB = 2.0**30
@@ -113,27 +114,30 @@ def test_refusal_shows_asked_and_available():
 
 
 def test_memory_is_compared_where_roles_have_no_gpu():
-    roles = [worker_plan("worker", 3, 1.0, memory_gib=6.0)]
+    roles = [worker_plan("worker", 3, 1.0, memory=Memory(process=6.0))]
     fits(roles, [{"CPU": 4.0, "memory": 18 * GIB}])
-    with pytest.raises(ResourceError, match="about 18.0 GiB of memory, the cluster has 16.0 GiB"):
+    with pytest.raises(ResourceError, match=r"(?s)about 18.0 GiB of the nodes' memory, the cluster has 16.0.*worker's"):
         fits(roles, [CPU_NODE])
 
 
 def test_render_lists_each_role_once_and_each_node():
-    text = render(plan(LayoutConfig.model_validate("two_node"), {"policy": 12.5}), [GPU_NODE, CPU_NODE])
+    text = render(plan(LayoutConfig.model_validate("two_node"), {"policy": Memory(12.5)}), [GPU_NODE, CPU_NODE])
     assert [line.split()[:4] for line in text.splitlines()[1:3]] == [
         ["policy", "8", "2", "0.5"],
         ["critic", "8", "2", "0.5"],
     ]
     assert "12.50" in text
-    assert "about 100.0 GiB" in text
+    assert "about 100.0 GiB" in text, "eight ranks' processes"
     assert "node 1: 4 CPU, 0 GPU, 16.0 GiB" in text and "hold" not in text, "there is no room for it all"
 
 
 def test_render_says_what_each_node_would_hold():
     pools = {"train": {"bundles": 2, "cpus": 2, "strategy": "STRICT_SPREAD"}, "frozen": {"cpus": 1}}
     a, b = {"pool": "train", "ranks": 2, "cpus": 1}, {"pool": "frozen", "ranks": 1, "cpus": 1}
-    roles = plan(inline(pools, {"policy": a, "critic": a, "reward": b}), {"policy": 3.0, "critic": 2.0, "reward": 12.0})
+    roles = plan(
+        inline(pools, {"policy": a, "critic": a, "reward": b}),
+        {"policy": Memory(3.0), "critic": Memory(2.0), "reward": Memory(12.0)},
+    )
     nodes = [{"CPU": 3.0, "memory": 16 * GIB}, {"CPU": 2.0, "memory": 16 * GIB}, {"CPU": 0.5, "memory": 16 * GIB}]
     lines = [line.strip() for line in render(roles, nodes).splitlines()[-3:]]
     held = "would hold 3 CPU, 0 GPU, about 17.0 GiB: policy-1 critic-1 reward-0  (more than its 16.0 GiB)"
@@ -145,8 +149,51 @@ def test_render_says_what_each_node_would_hold():
 
 
 def test_an_actor_larger_than_any_node_is_refused():
-    fits([worker_plan("worker", 1, 1.0, memory_gib=16.0)], [CPU_NODE, CPU_NODE])
+    fits([worker_plan("worker", 1, 1.0, memory=Memory(process=16.0))], [CPU_NODE, CPU_NODE])
     with pytest.raises(
         ResourceError, match="one actor of worker needs about 17.0 GiB of memory, the largest node has 16"
     ):
-        fits([worker_plan("worker", 1, 1.0, memory_gib=17.0)], [CPU_NODE, CPU_NODE])
+        fits([worker_plan("worker", 1, 1.0, memory=Memory(process=17.0))], [CPU_NODE, CPU_NODE])
+
+
+def one_gpu(gpu_gib, **memory):
+    layout = LayoutConfig.model_validate({"base": "one_gpu", "pools": {"all": {"gpu_gib": gpu_gib}}})
+    return plan(layout, memory)
+
+
+def test_roles_that_take_turns_on_a_gpu_must_fit_phase_by_phase():
+    # policy and critic leave their 6 + 6 of optimizer states while the sampler has its 2 + 30; it has nothing while
+    # they learn, activations of all the others included
+    roles = {
+        "policy": Memory(1, weights=2, optimizer=6, activations=3),
+        "critic": Memory(1, weights=2, optimizer=6, activations=1),
+        "reference": Memory(1, weights=2, activations=1),
+        "reward": Memory(1, weights=2),
+        "rollout": Memory(1, weights=2, cache=30),
+    }
+    node = [{"CPU": 8.0, "GPU": 1.0, "memory": 64 * GIB}]
+    # sampling: 32 + 2 + 2 + 3 + 2 = 41; learning: 11 + 9 + 3 + 2 = 25; and half a GiB of each of the five
+    fits(one_gpu(43.5, **roles), node)
+    with pytest.raises(
+        ResourceError, match=r"(?s)about 43.5 GiB of GPU memory, its 1 GPU of layout.pools.all.gpu_gib=43"
+    ):
+        fits(one_gpu(43, **roles), node)
+    with pytest.raises(ResourceError, match=r"Most of it is rollout's: lower kv_cache_gib, or give"):
+        fits(one_gpu(43, **roles), node)
+    roles["rollout"] = Memory(1, weights=2, cache=1)
+    fits(one_gpu(27.5, **roles), node)
+    with pytest.raises(
+        ResourceError, match=r"Most of it is policy's: set zero_stage=2 or 3 and more ranks, or train an"
+    ):
+        fits(one_gpu(27, **roles), node)
+
+
+def test_gpu_memory_is_compared_bundle_by_bundle():
+    # two ranks of 10 on two bundles fit a GPU of 11 each, though not one of them both
+    layout = inline(
+        {"p": {"bundles": 2, "cpus": 1, "gpus": 1, "gpu_gib": 11}}, {"a": {"pool": "p", "ranks": 2, "gpus": 0.5}}
+    )
+    node = [{"CPU": 8.0, "GPU": 2.0}]
+    fits(plan(layout, {"a": Memory(weights=10)}), node)
+    with pytest.raises(ResourceError, match=r"bundle 0 of pool p \(a\) need about 11.5 GiB"):
+        fits(plan(layout, {"a": Memory(weights=11)}), node)

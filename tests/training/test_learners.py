@@ -446,3 +446,27 @@ def test_an_entropy_target_moves_the_bonus_and_is_resumed(tiny_model, tmp_path):
     old = resumed.logprobs(rollouts)
     third = [each.update(policy_batch(rollouts, old), 3) for each in (learner, resumed)]
     assert third[0] == third[1] and third[0]["policy/entropy_coefficient"] > expected
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_optimizer_states_on_the_host_between_updates_change_nothing(stage, tiny_model, tmp_path):
+    config = PolicyUpdateConfig(engine=EngineConfig(lr=0.01, zero_stage=stage), minibatch=4, epochs=1)
+    rollouts, found, seen = random_rollouts(), {}, []
+    batch = policy_batch(rollouts, torch.where(rollouts.response_mask, -5.0, 0.0))
+    for offload in (False, True):
+        learner = PolicyLearner(tiny_model("llama"), config, TEMPERATURE, total_steps=10, seed=3, offload=offload)
+        states, piece_loss = learner.engine._engine.optimizer.offloaded_states, learner._piece_loss
+        learner._piece_loss = lambda *args, own=piece_loss, away=states, **more: (
+            seen.append(set(away)),
+            own(*args, **more),
+        )[1]
+        assert len(states) == 2 * offload
+        first = learner.update(batch, 1)
+        learner.save(str(tmp_path / f"model{offload}"), str(tmp_path / f"state{offload}"))
+        learner.update(batch, 2)
+        learner.load(str(tmp_path / f"state{offload}"))
+        assert len(states) == 2 * offload
+        found[offload] = first, learner.update(batch, 2), weights(learner)
+    assert found[True][:2] == found[False][:2]
+    assert largest_difference(found[True][2], found[False][2]) == 0
+    assert seen and not any(seen), "while it learns they are there"
