@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "nats", "s", "tokens", "rows", "bytes", "share", "tokens/s", "steps"]
+Unit = Literal["", "nats", "s", "tokens", "rows", "bytes", "share", "tokens/s", "steps", "GiB"]
 # mean, max, sum: over what a step saw; total: since the stage began; last: as it is after the step
 Kind = Literal["mean", "max", "sum", "total", "last"]
 
@@ -174,6 +174,18 @@ TIME = (
 PERF = (
     _M("perf/tokens_per_s", "tokens/s", "mean", "tokens trained on a second", SUPERVISED),
     _M("perf/rollout_tokens_per_s", "tokens/s", "mean", "response tokens sampled, judged and learnt a second"),
+    *(
+        _M(f"perf/{who}_{device}memory_gib", "GiB", "max", f"most {what} that {of} held so far", stages, when)
+        for device, what, where in (("", "memory", ""), ("gpu_", "GPU memory", "a GPU"))
+        for who, of, stages, when in (
+            ("worker", "a worker", SUPERVISED, where or "data.validation"),
+            ("policy", "a rank of the policy", PPO, where),
+            ("critic", "a rank of the critic", PPO, where or "a critic"),
+            ("reference", "a reference", PPO, where or "reference actors"),
+            ("reward", "a reward actor", PPO, where),
+            ("rollout", "a rollout engine's actor", PPO, where),
+        )
+    ),
 )
 EVAL = (
     _M("eval/loss", "", "mean", "loss of the held-out rows", SUPERVISED, "data.validation"),
