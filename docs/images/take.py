@@ -1,11 +1,9 @@
-"""Take the pictures of Ray's dashboard in docs/images from a run that goes on.
+"""Take the pictures of Ray's dashboard that lie beside this file, from a run that goes on.
 
-    pip install playwright; apt-get install chromium      (neither is needed for anything else)
-    python docs/images/take.py rayrlhf ppo run.name=pictures policy_model=runs/demo-short/sft \
-        reward_model=runs/demo-short/reward_model prompts.train=runs/demo-short/sft ...
+    pip install playwright; apt-get install chromium      (for this script only)
+    python docs/images/take.py rayrlhf ppo run.name=pictures policy_model=runs/demo-short/sft ...
 
-starts that command with a Ray of its own, waits for the third row of metrics and writes overview.png, actors.png,
-job.png, placement.png and tasks.png beside this file.
+starts that command with a Ray of its own, waits until it says ` 3/` (its third step), takes the pictures and ends it.
 """
 
 from __future__ import annotations
@@ -23,13 +21,14 @@ from ray.dashboard.utils import get_address_for_submission_client
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1400, 820
 TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-# file -> page, and the headings that are opened and scrolled to
-PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "overview": ("overview", ()),
-    "actors": ("actors", ()),
-    "job": ("jobs/{job}", ()),
-    "placement": ("jobs/{job}", ("Placement Group Table",)),
-    "tasks": ("jobs/{job}", ("Task Table",)),
+# file -> page, and the section of it that is opened and shown
+PAGES = {
+    "overview": ("overview", ""),
+    "jobs": ("jobs", ""),
+    "actors": ("actors", ""),
+    "job": ("jobs/{job}", ""),
+    "placement": ("jobs/{job}", "Placement Group Table"),
+    "tasks": ("jobs/{job}", "Task Table"),
 }
 
 
@@ -61,14 +60,14 @@ def take(url: str) -> None:
         # what /api/authenticate would answer with, once the token has been typed in
         context.add_cookies([{"name": "ray-authentication-token", "value": TOKEN.read_text().strip(), "url": url}])
         page = context.new_page()
-        for name, (path, headings) in PAGES.items():
+        for name, (path, section) in PAGES.items():
             page.goto(f"{url}/#/{path.format(job=_job(page, url))}")
-            page.wait_for_load_state("networkidle")
-            time.sleep(3)
-            for heading in headings:
-                page.get_by_text(heading, exact=True).first.click()
-                time.sleep(3)
-                page.get_by_text(heading, exact=True).first.scroll_into_view_if_needed()
+            time.sleep(6)
+            if section:
+                heading = page.get_by_text(section, exact=True).first
+                heading.click()
+                time.sleep(4)
+                heading.evaluate("element => element.scrollIntoView()")
             page.screenshot(path=HERE / f"{name}.png")
             print(f"{HERE / name}.png: {(HERE / f'{name}.png').stat().st_size:,} bytes")
         browser.close()

@@ -36,7 +36,7 @@ def main():
         "command": ray.get(remote_command.remote()),
         "dashboard": ray.get_runtime_context() is not None and ray._private.worker.get_dashboard_url(),
     }
-    seen["job"] = [job.metadata for job in list_jobs(detail=True)]
+    seen["job"] = [job.metadata for job in list_jobs(f"http://{ray._private.worker.get_dashboard_url()}", detail=True)]
     folder = dashboards.folder_of(ray.get_runtime_context().get_session_name())
     seen["grafana"] = sorted(path.name for path in folder.iterdir())
     bring_up.disconnect()

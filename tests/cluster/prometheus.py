@@ -39,6 +39,7 @@ def executable() -> str:
         else:
             raise FileNotFoundError(f"no prometheus, and apt-get cannot download it:\n{done.stderr[-500:]}")
         part = cached.with_name(f"prometheus.part{os.getpid()}")
+        part.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg", "-x", str(packages[0]), str(part)], check=True, timeout=120)
     part.rename(cached)
     return str(cached / "usr" / "bin" / "prometheus")

@@ -11,6 +11,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ import pytest
 from ray.util import state
 
 from cluster import dashboards
-from rayrlhf.metric_names import METRICS, find, gauge_name
+from rayrlhf.metric_names import METRICS, described, find, gauge_name
 from rayrlhf.metrics import ROW_KEYS
 from tests.cluster.prometheus import Prometheus, scraping
 from tests.jobs.test_interrupt import ROOT, assert_nothing_left, ray_folder  # noqa: F401  (a fixture)
 from tests.jobs.test_ppo import overrides
 
-STEPS = 8
+STEPS = 10
+ROLLBACKS = "ray_" + gauge_name("optim/rollbacks")
 pytestmark = pytest.mark.slow
 
 
@@ -36,13 +39,20 @@ def completions(tmp_path_factory) -> str:
     return str(path)
 
 
-def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:  # noqa: F811
+@contextmanager
+def started(ray_folder: Path, said: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
+    """A job with a Ray of its own in that folder, what it says in the file `said`; it has succeeded afterwards."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "500"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    with open(said, "wb") as file:
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield job
+        assert job.wait(200) == 0, said.read_text()
+    finally:
+        job.terminate()
+        job.wait(60)
 
 
 def rows_of(root: Path, stage: str) -> list[dict[str, Any]]:
@@ -51,9 +61,9 @@ def rows_of(root: Path, stage: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == stage]
 
 
-def wait_for(job: subprocess.Popen[str], is_there: Any) -> None:
+def wait_for(job: subprocess.Popen[bytes], is_there: Callable[[], Any]) -> None:
     while not is_there():
-        assert job.poll() is None, job.stdout.read()
+        assert job.poll() is None, "it ended before"
         time.sleep(0.2)
 
 
@@ -72,16 +82,16 @@ def test_every_panel_of_a_real_run_has_data(
     more = {"rollout.engine": "transformers", "loop.steps": STEPS, "loop.save_every": STEPS, "run.trackers": "[]"}
     ppo = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
     with scraping(discovery, data) as prometheus:
-        for stage, keys in (("sft", ["run.name=tiny", f"run.root={tmp_path}", *sft]), ("ppo", ppo)):
-            job = start(ray_folder, stage, *keys)
-            try:
-                wait_for(job, lambda stage=stage: rows_of(tmp_path, stage))
-                seen = names_in_the_dashboard((ray_folder / "ray" / "ray_current_cluster").read_text().strip())
-                assert job.wait(200) == 0, job.stdout.read()
-            finally:
-                job.terminate()
-                job.wait(60)
-            assert_panels_have_data(prometheus, stage, rows_of(tmp_path, stage))
+        with started(ray_folder, tmp_path / "sft.log", "sft", "run.name=tiny", f"run.root={tmp_path}", *sft):
+            pass
+        assert_panels_have_data(prometheus, "sft", rows_of(tmp_path, "sft"))
+        with started(ray_folder, tmp_path / "ppo.log", "ppo", *ppo) as job:
+            wait_for(job, lambda: rows_of(tmp_path, "ppo")[1:])
+            seen = names_in_the_dashboard((ray_folder / "ray" / "ray_current_cluster").read_text().strip())
+            wait_for(job, lambda: prometheus.ask("metadata", metric=ROLLBACKS)["data"])
+            [told] = prometheus.ask("metadata", metric=ROLLBACKS)["data"][ROLLBACKS]
+            assert (told["type"], told["help"]) == ("gauge", described("optim/rollbacks"))
+        assert_panels_have_data(prometheus, "ppo", rows_of(tmp_path, "ppo"))
         assert_names(seen)
     assert_nothing_left(ray_folder)
 
@@ -105,8 +115,6 @@ def assert_panels_have_data(prometheus: Prometheus, stage: str, rows: list[dict[
                 known = [row[one] for one in names for row in rows if row.get(one) is not None]
                 wrong += [(name, value) for value in drawn if value not in map(pytest.approx, known)]
     assert (empty, wrong) == ([], [])
-    help_text = prometheus.ask("metadata", metric=f"ray_{gauge_name('optim/rollbacks')}")["data"]
-    assert [one["help"] for one in next(iter(help_text.values()))] == ["optim/rollbacks: returns to a checkpoint"]
 
 
 def names_in_the_dashboard(address: str) -> dict[str, Any]:
