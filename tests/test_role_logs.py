@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 
 import pytest
 
@@ -32,8 +33,12 @@ class Reward(LoggedRole):
 def log(tmp_path, monkeypatch):
     path = tmp_path / "run" / "logs" / "ppo" / "reward-0.log"
     monkeypatch.setenv(role_logs.VARIABLE, str(path))
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # times are UTC wherever it runs
+    time.tzset()
     before = list(logging.getLogger().handlers)
     yield path
+    monkeypatch.undo()
+    time.tzset()
     for handler in set(logging.getLogger().handlers) - set(before):
         if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
@@ -53,7 +58,7 @@ def test_calls_versions_and_errors_stand_in_it(log):
     assert told[3:5] == ["INFO begin scores()", "WARNING a library's warning"]
     assert told[5].startswith("ERROR failed scores after 0.") and told[-1] == "ValueError: no such row"
     found = doing("reward-0", text)
-    assert (found.call, found.state) == ("scores", "failed")
+    assert (found.call, found.state) == ("scores", "failed") and abs(found.since - time.time()) < 60
     role.start("x", 1)
     assert doing("reward-0", log.read_text()).state == "end", "a call after an error is logged too"
 
