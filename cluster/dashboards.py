@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -32,7 +33,10 @@ _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 def query(metric: Metric) -> str:
     """PromQL: a line a run and stage, whichever process logs it; with `*` also a line a name."""
     if "*" in metric.name:
-        return f'max by (__name__, run, stage) ({{__name__=~"ray_{metric.gauge}", {_SELECTED}}})'
+        plain = (other.gauge for other in METRICS if "*" not in other.name)
+        others = [f"ray_{gauge}" for gauge in plain if re.fullmatch(metric.gauge, gauge)]
+        own = f'__name__=~"ray_{metric.gauge}"' + (f', __name__!~"{"|".join(others)}"' if others else "")
+        return f"max by (__name__, run, stage) ({{{own}, {_SELECTED}}})"
     return f"max by (run, stage) (ray_{metric.gauge}{{{_SELECTED}}})"
 
 

@@ -47,11 +47,10 @@ class Placement:
         fits(roles, bring_up.nodes())
         end = time.monotonic() + deadline_s
         placement = cls(layout, {}, stage)
-        path = stage.rstrip("/").split("/")[-2:] if stage else []
         try:
             for pool in pools_of(roles):
                 bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}
-                group = placement_group([bundle] * pool.bundles, pool.strategy, "/".join([*path, pool.name]))
+                group = placement_group([bundle] * pool.bundles, pool.strategy, placement._name(pool))
                 placement._groups[pool.name] = group
                 _wait(group, pool, end, deadline_s, say)
         except BaseException:
@@ -82,6 +81,10 @@ class Placement:
             ),
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | log_to},
         }
+
+    def _name(self, pool: PoolPlan) -> str:
+        """Of a pool's placement group; Ray refuses a name that another one of this job has, but for the empty one."""
+        return "/".join([*self._stage.rstrip("/").split("/")[-2:], pool.name]) if self._stage else ""
 
     def release(self) -> None:
         """Gives the bundles back; actors still in them are killed by Ray."""

@@ -46,6 +46,8 @@ def test_queries_and_units():
     assert told("time/step_s")[1] == "s" and told("rollout/finished_share")[1] == "percentunit"
     pattern = f'{{__name__=~"ray_rayrlhf_data_mixture_rows_.+", {chosen}}}'
     assert told("data/mixture_rows_*")[0] == f"max by (__name__, run, stage) ({pattern})"
+    others = '__name__!~"ray_rayrlhf_data_validation_rows_cut"'
+    assert f'"ray_rayrlhf_data_.+_rows_cut", {others}, run' in told("data/*_rows_cut")[0], "they have a panel"
 
 
 def test_it_goes_where_ray_has_its_own(tmp_path, monkeypatch, capsys):
