@@ -15,8 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
-from ray.dashboard.utils import get_address_for_submission_client
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a job's own Ray has it
+
+from playwright.sync_api import Page, sync_playwright  # noqa: E402
+from ray.dashboard.utils import get_address_for_submission_client  # noqa: E402
+from ray.util import get_node_ip_address  # noqa: E402
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1400, 820
@@ -44,8 +47,8 @@ def main(command: list[str]) -> int:
             else:
                 print(f"error: the run ended before its third step, with {process.wait()}", file=sys.stderr)
                 return 1
-            address = (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
-            take(get_address_for_submission_client(address))
+            [port] = (Path(folder) / "ray" / "session_latest").glob("gcs_server_port_*")
+            take(get_address_for_submission_client(f"{get_node_ip_address()}:{port.read_text().strip()}"))
         finally:
             process.terminate()
             process.wait(60)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.util import state
 
 from cluster import dashboards
 from rayrlhf.metric_names import METRICS, described, find, gauge_name
@@ -26,7 +25,7 @@ from tests.cluster.prometheus import Prometheus, scraping
 from tests.jobs.test_interrupt import ROOT, assert_nothing_left, ray_folder  # noqa: F401  (a fixture)
 from tests.jobs.test_ppo import overrides
 
-STEPS = 10
+STEPS = 15
 ROLLBACKS = "ray_" + gauge_name("optim/rollbacks")
 pytestmark = pytest.mark.slow
 
@@ -87,7 +86,7 @@ def test_every_panel_of_a_real_run_has_data(
         assert_panels_have_data(prometheus, "sft", rows_of(tmp_path, "sft"))
         with started(ray_folder, tmp_path / "ppo.log", "ppo", *ppo) as job:
             wait_for(job, lambda: rows_of(tmp_path, "ppo")[1:])
-            seen = names_in_the_dashboard((ray_folder / "ray" / "ray_current_cluster").read_text().strip())
+            seen = names_in_the_dashboard(ray_folder / "ray" / "session_latest")
             wait_for(job, lambda: prometheus.ask("metadata", metric=ROLLBACKS)["data"])
             [told] = prometheus.ask("metadata", metric=ROLLBACKS)["data"][ROLLBACKS]
             assert (told["type"], told["help"]) == ("gauge", described("optim/rollbacks"))
@@ -117,22 +116,21 @@ def assert_panels_have_data(prometheus: Prometheus, stage: str, rows: list[dict[
     assert (empty, wrong) == ([], [])
 
 
-def names_in_the_dashboard(address: str) -> dict[str, Any]:
-    """What the state API, which the dashboard draws, says while a run goes on."""
-    return {
-        "actors": {(actor.name, actor.class_name) for actor in state.list_actors(address, limit=1000)},
-        "groups": {group.name for group in state.list_placement_groups(address)},
-        "jobs": [job.metadata for job in state.list_jobs(address, detail=True)],
-        "tasks": {task.name for task in state.list_tasks(address, limit=1000)},
-    }
+def names_in_the_dashboard(session: Path) -> dict[str, Any]:
+    """What tests/jobs/dashboard_names.py sees while a run goes on."""
+    command = [sys.executable, "-m", "tests.jobs.dashboard_names", str(session)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.partition("SEEN ")[2]))
 
 
 def assert_names(seen: dict[str, Any]) -> None:
     kinds = {"policy": "PolicyRank", "critic": "CriticRank", "reference": "ReferenceReplica", "reward": "RewardReplica"}
-    roles = {(f"{role}-0", kind) for role, kind in kinds.items()} | {("rollout-0", "RolloutReplica")}
-    assert roles <= seen["actors"]
-    assert all(name for name, _ in seen["actors"]), f"every actor has a name: {seen['actors']}"
-    assert seen["groups"] == {"tiny/ppo/all"}
+    kinds["rollout"] = "RolloutReplica"
+    actors = {(name, kind) for name, kind in seen["actors"]}
+    assert {(f"{role}-0", kind) for role, kind in kinds.items()} <= actors
+    assert all(name for name, _ in actors), f"every actor has a name: {actors}"
+    assert seen["groups"] == ["tiny/ppo/all"]
     [job] = seen["jobs"]
     assert (job["job"], job["run"]) == ("ppo", "tiny") and re.fullmatch(r"[0-9a-f]{12}", job["config"])
-    assert {"policy-0.start", "rollout-0.generate", "reward-0.scores", "critic-0.values"} <= seen["tasks"]
+    assert {"policy-0.start", "rollout-0.generate", "reward-0.scores", "critic-0.values"} <= set(seen["tasks"])
