@@ -1,4 +1,4 @@
-"""Run by test_dashboard.py in a process of its own: prints what the state API, which the dashboard draws, says of a Ray.
+"""Run by test_dashboard.py in a process of its own: prints what the state API says of a Ray, which the dashboard draws.
 
 `python -m tests.jobs.dashboard_names SESSION_FOLDER`
 """
