@@ -25,7 +25,7 @@ from tests.cluster.prometheus import Prometheus, scraping
 from tests.jobs.test_interrupt import ROOT, assert_nothing_left, ray_folder  # noqa: F401  (a fixture)
 from tests.jobs.test_ppo import overrides
 
-STEPS = 15
+STEPS = 40
 ROLLBACKS = "ray_" + gauge_name("optim/rollbacks")
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_every_panel_of_a_real_run_has_data(
     data.mkdir()
     sft = [f"data.train={completions}", f"data.validation={completions}", "data.max_tokens=64", "train.minibatch=8"]
     sft += [f"model={tiny_model('llama')}", "train.epochs=60", "train.validate_every=40", "train.save_every=0"]
-    more = {"rollout.engine": "transformers", "loop.steps": STEPS, "loop.save_every": STEPS, "run.trackers": "[]"}
+    more = {"rollout.engine": "transformers", "loop.steps": STEPS, "loop.save_every": STEPS, "loop.evaluate_every": 5}
     ppo = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
     with scraping(discovery, data) as prometheus:
         with started(ray_folder, tmp_path / "sft.log", "sft", "run.name=tiny", f"run.root={tmp_path}", *sft):
