@@ -32,7 +32,7 @@ async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: floa
     within `deadline_s` seconds; RoleDied when the actor's process is gone; RoleError with the
     remote traceback for anything else.
     """
-    ref = getattr(handle, method).remote(*args, **kwargs)
+    ref = getattr(handle, method).options(name=f"{role}.{method}").remote(*args, **kwargs)
     try:
         return await asyncio.wait_for(_answer(ref), deadline_s)
     except TimeoutError as error:

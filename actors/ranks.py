@@ -8,13 +8,14 @@ from typing import Any
 import ray
 import torch
 
+from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training import distributed
 
 # A collective that waits longer than this for a peer fails; the group notices a failed rank sooner.
 COLLECTIVE_TIMEOUT_S = 1800.0
 
 
-class EngineRank:
+class EngineRank(LoggedRole):
     """One rank of a DeepSpeed engine, before it knows its model."""
 
     def offer_address(self) -> tuple[str, int]:

@@ -10,10 +10,11 @@ from torch import Tensor
 from rayrlhf.batches import Rollouts
 from rayrlhf.models.causal_lm import load_causal_lm
 from rayrlhf.models.forward import autocast
+from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training.passes import response_logprobs, token_pass
 
 
-class ReferenceReplica:
+class ReferenceReplica(LoggedRole):
     """Stateless but for its frozen model."""
 
     def start(

@@ -9,9 +9,10 @@ import torch
 from rayrlhf.batches import Rollouts, Scores
 from rayrlhf.reward_sources.function import FunctionReward
 from rayrlhf.reward_sources.model import RewardModel
+from rayrlhf.role_logs import LoggedRole
 
 
-class RewardReplica:
+class RewardReplica(LoggedRole):
     """Stateless but for its frozen model."""
 
     source: RewardModel | FunctionReward

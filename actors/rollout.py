@@ -14,12 +14,13 @@ from actors import calls
 from actors.config import RolloutConfig, SamplingConfig
 from actors.group import Placement, ReplicaGroup
 from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.role_logs import LoggedRole
 
 if TYPE_CHECKING:
     from actors.engines.base import Engine
 
 
-class RolloutReplica:
+class RolloutReplica(LoggedRole):
     """A Ray actor's class; ray.remote is applied by the group."""
 
     def start(self, folder: str, config: RolloutConfig, sampling: SamplingConfig, offload: bool = False) -> None:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster import dashboards
 from rayrlhf.environment import COMMAND, memory_gib
 from rayrlhf.errors import ConfigError, ResourceError
 
@@ -47,8 +48,10 @@ _READER = "iter_threaded"  # the threads of `iter_batches`, as Ray Data names th
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for a submitted job's driver
 
 
-def connect() -> None:
+def connect(metadata: dict[str, str] | None = None) -> None:
     """Connects this process to the cluster of RAY_ADDRESS, or starts a local one.
+
+    `metadata`: what the dashboard and the state API say of this job.
 
     Raises ResourceError when the cluster does not answer, ConfigError when the address is of
     another kind than a driver can join.
@@ -56,14 +59,16 @@ def connect() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray.job_config import JobConfig
 
+    job = JobConfig(metadata=metadata)
     told = [name for name in (*_missing_in_job(), COMMAND) if name in os.environ]
     actors_environment = {"env_vars": {name: os.environ[name] for name in told}}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
         try:
-            ray.init(address=address, logging_level=logging.WARNING, runtime_env=actors_environment)
+            ray.init(address=address, job_config=job, logging_level=logging.WARNING, runtime_env=actors_environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(
                 f"could not join the Ray cluster at RAY_ADDRESS={address}: {error}\nIs it running, with the "
@@ -76,6 +81,7 @@ def connect() -> None:
     node = local_node()
     ray.init(
         address="local",
+        job_config=job,
         num_cpus=int(node["CPU"]),
         object_store_memory=int(node["object_store_memory"]),
         include_dashboard=True,
@@ -83,6 +89,7 @@ def connect() -> None:
         logging_level=logging.WARNING,
         runtime_env=actors_environment,
     )
+    dashboards.install(dashboards.folder_of(ray.get_runtime_context().get_session_name()))
 
 
 def disconnect() -> None:

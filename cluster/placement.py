@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster import bring_up
 from cluster.config import LayoutConfig
 from cluster.layout import PoolPlan, fits, plan, pools_of
+from rayrlhf import role_logs
 from rayrlhf.errors import ResourceError
 
 _REPORT_EVERY_S = 5.0
@@ -21,14 +22,23 @@ _REPORT_EVERY_S = 5.0
 class Placement:
     """Bundles reserved for a layout; `release` gives them back."""
 
-    def __init__(self, layout: LayoutConfig, groups: dict[str, PlacementGroup]) -> None:
+    def __init__(self, layout: LayoutConfig, groups: dict[str, PlacementGroup], stage: str | None = None) -> None:
         """Use `Placement.reserve`."""
         self._plans = {role.name: role for role in plan(layout)}
         self._groups = groups
+        self._stage = stage
 
     @classmethod
-    def reserve(cls, layout: LayoutConfig, deadline_s: float, say: Callable[[str], None] = print) -> Placement:
+    def reserve(
+        cls,
+        layout: LayoutConfig,
+        deadline_s: float,
+        say: Callable[[str], None] = print,
+        stage: str | None = None,
+    ) -> Placement:
         """Reserves every pool of the layout on the connected cluster.
+
+        `stage`: `ROOT/NAME/STAGE`; the groups are then named `NAME/STAGE/POOL`, and actors keep logs in the run.
 
         What the cluster could never hold is refused at once; for what others use now it waits,
         saying what it asks and what is free.  Raises ResourceError.
@@ -36,11 +46,11 @@ class Placement:
         roles = plan(layout)
         fits(roles, bring_up.nodes())
         end = time.monotonic() + deadline_s
-        placement = cls(layout, {})
+        placement = cls(layout, {}, stage)
         try:
             for pool in pools_of(roles):
                 bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}
-                group = placement_group([bundle] * pool.bundles, strategy=pool.strategy)
+                group = placement_group([bundle] * pool.bundles, pool.strategy, placement._name(pool))
                 placement._groups[pool.name] = group
                 _wait(group, pool, end, deadline_s, say)
         except BaseException:
@@ -55,9 +65,11 @@ class Placement:
     def options(self, role: str, rank: int) -> dict[str, Any]:
         """Arguments of `ActorClass.options` for this rank: resources, name, placement, environment."""
         place = self._plans[role]
-        threads = str(place.threads)
+        threads, name = str(place.threads), f"{role}-{rank}"
+        log = role_logs.file_of(self._stage, name) if self._stage else None
+        log_to = {role_logs.VARIABLE: log} if log else {}
         return {
-            "name": f"{role}-{rank}",
+            "name": name,
             "num_cpus": place.cpus,
             "num_gpus": place.gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
@@ -67,8 +79,12 @@ class Placement:
                 # to take the bundle's share of another role
                 placement_group_capture_child_tasks=False,
             ),
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | log_to},
         }
+
+    def _name(self, pool: PoolPlan) -> str:
+        """Of a pool's placement group; Ray refuses a name that another one of this job has, but for the empty one."""
+        return "/".join([*self._stage.rstrip("/").split("/")[-2:], pool.name]) if self._stage else ""
 
     def release(self) -> None:
         """Gives the bundles back; actors still in them are killed by Ray."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import os
 import re
 import signal
@@ -233,7 +234,7 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     # DeepSpeed calls ninja, which pip puts beside python: not on PATH unless the environment is activated
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     try:
-        bring_up.connect()
+        bring_up.connect(_metadata(job.name, config))
         listen()  # Ray has put its own handler in place
         nodes = bring_up.nodes()
         for roles in plans.values():
@@ -264,6 +265,13 @@ def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int)
                     f"of the {num_nodes} nodes: each would leave its part of a checkpoint on its own node's disk. Put "
                     "run.root on a file system that all nodes share, or use a cluster of one node"
                 )
+
+
+def _metadata(name: str, config: Any) -> dict[str, str]:
+    """What the dashboard says of the job; `config` is a hash, equal where configurations are."""
+    run = getattr(config, "run", None)
+    found = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    return {"job": name, "run": run.name if run is not None else "", "config": found}
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -223,7 +223,7 @@ async def _run(config: EvaluateConfig) -> str:
     originals = Originals(columns=asked_columns(config.reward_function))
     prompts = await asyncio.to_thread(held_out_prompts, config.data, tokenizer, config.num_prompts, originals)
     vocabulary = await asyncio.to_thread(known_words, config.words) if config.words else None
-    placement = Placement.reserve(evaluation_layout(config.layout), config.start_deadline_s)
+    placement = Placement.reserve(evaluation_layout(config.layout), config.start_deadline_s, stage=root)
     try:
         baseline, policy = await _both_sides(config, placement, prompts, tokenizer, originals)
     finally:

@@ -163,7 +163,7 @@ async def _run(config: PairsConfig) -> str:
     root, describe, made_from = config.run.stage(KIND), config.model_dump(mode="json"), parents(config)
     claim(root, config, made_from)
     writer, console = StageWriter(root, step=0), Console()
-    placement = Placement.reserve(config.layout.only(ROLES), config.start_deadline_s, say=console.print)
+    placement = Placement.reserve(config.layout.only(ROLES), config.start_deadline_s, console.print, root)
     groups: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     log: MetricsLog | None = None

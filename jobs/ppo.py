@@ -339,7 +339,8 @@ async def _run(config: PPOConfig) -> str:
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     originals, counts = Originals(columns=asked_columns(config.reward_function)), dict[str, float]()
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
-    placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, say=console.print)
+    layout = config.layout.only(config.roles)
+    placement = Placement.reserve(layout, config.start_deadline_s, console.print, root)
     groups: dict[str, Any] = {}
     stopwatch, done = Stopwatch(), progress.step if found.stage else -1
     log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)

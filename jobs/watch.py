@@ -53,7 +53,9 @@ def _watch(directory: str, stage: str | None, once: bool, interval: float) -> No
         now = time.time()
         view = run.view(now)
         chosen = (view.stage(stage) if stage else None) or view.newest
-        return draw(view, chosen, run.samples(chosen.name) if chosen else (0, []), now)
+        if chosen is None:
+            return draw(view, None, (0, []), now)
+        return draw(view, chosen, run.samples(chosen.name), now, run.roles(chosen.name))
 
     if once or not console.is_terminal:
         console.print(look())

@@ -1,7 +1,6 @@
 """One log that writes every metric everywhere, and the console line.
 
-Names are `group/name_unit` (groups: objective policy critic loss rollout sync optim time perf eval
-data ...); where TRL has a name for a thing, it is used.
+Names are `group/name_unit`, where TRL has a name for a thing that one; rayrlhf/metric_names.py has all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any, TextIO
 
 import fsspec
 
+from rayrlhf.metric_names import described, gauge_name
 from rayrlhf.trackers.base import StageOfRun
 from rayrlhf.trackers.choice import open_trackers
 
@@ -119,8 +118,7 @@ class MetricsLog:
         tags = {"run": self.run, "stage": self.stage}
         for name, value in metrics.items():
             if name not in self._gauges:
-                safe = "rayrlhf_" + re.sub(r"\W", "_", name)
-                self._gauges[name] = Gauge(safe, description=name, tag_keys=tuple(tags))
+                self._gauges[name] = Gauge(gauge_name(name), description=described(name), tag_keys=tuple(tags))
             self._gauges[name].set(value, tags=tags)
 
 

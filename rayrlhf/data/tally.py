@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from uuid import uuid4
 
 from rayrlhf.data.bad_rows import SHOWN
 from rayrlhf.data.rows import digest
@@ -49,7 +50,7 @@ class Tally:
     def __init__(self) -> None:
         import ray
 
-        self._actor: Any = ray.remote(num_cpus=0)(_Counts).remote()
+        self._actor: Any = ray.remote(num_cpus=0)(_Counts).options(name=f"row-counts-{uuid4().hex[:8]}").remote()
 
     def add(self, counts: dict[str, int], rows: list[Any]) -> None:
         """Called in a task, for a batch of `rows`; returns when it is counted."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from rayrlhf.evaluation.charts import number_text
 from rayrlhf.evaluation.report import evaluation_table, win_rates
 from rayrlhf.metrics import short
+from rayrlhf.role_logs import Doing
 from rayrlhf.watching.history import History
 from rayrlhf.watching.run import StageView, View
 from rayrlhf.watching.tail import Row
@@ -51,6 +52,7 @@ NUMBERS = {
 }
 STYLES = {"running": "bold green", "finished": "cyan", "cut off": "bold yellow"}
 MAX_GAP = 0.01  # of log-probs: above it the sampling engine does not hold the policy's weights
+MAX_ROLES = 16  # that are shown
 CELL = 38  # columns that one number takes at least
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -77,8 +79,10 @@ class Sparkline:
         return Measurement(4, options.max_width)
 
 
-def draw(view: View, stage: StageView | None, samples: tuple[int, list[Row]], now: float) -> RenderableType:
-    """The run, with `stage` in detail; `samples`: its step and rows."""
+def draw(
+    view: View, stage: StageView | None, samples: tuple[int, list[Row]], now: float, roles_now: Sequence[Doing] = ()
+) -> RenderableType:
+    """The run, with `stage` in detail; `samples`: its step and rows; `roles_now`: what its actors do."""
     clock = time.strftime("%H:%M:%S", time.localtime(now))
     title = Table.grid(expand=True)
     title.add_row(Text(plain(view.directory), "bold"), Text(clock, "dim", justify="right"))
@@ -90,6 +94,8 @@ def draw(view: View, stage: StageView | None, samples: tuple[int, list[Row]], no
         parts += [Text(""), _evaluation(stage.history) if _is_evaluation(stage) else _Numbers(stage.history)]
         times = [found for found in (phases(stage.history), roles(stage.history)) if found]
         parts += [Text(""), _times(times)] if times else []
+    if roles_now and stage.state != "finished":
+        parts += [Text(""), _roles_now(roles_now, now)]
     if samples[1]:
         parts += [Text(""), _samples(*samples)]
     return Group(*parts)
@@ -221,6 +227,20 @@ def _times(groups: list[list[Share]]) -> Table:
         side_by_side.add_column(ratio=1)
     side_by_side.add_row(*tables)
     return side_by_side
+
+
+def _roles_now(roles_now: Sequence[Doing], now: float) -> Table:
+    """Who computes what, for how long; who waits, since what."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    for name in ("role", "does now", "for"):
+        table.add_column(name, justify="right" if name == "for" else "left")
+    words = {"begin": ("{}", "bold"), "end": ("waits, after {}", "dim"), "failed": ("failed in {}", "bold red")}
+    for one in roles_now[:MAX_ROLES]:
+        told, style = words[one.state]
+        table.add_row(plain(one.actor), Text(told.format(one.call), style), duration(max(0.0, now - one.since)))
+    if len(roles_now) > MAX_ROLES:
+        table.add_row(f"and {len(roles_now) - MAX_ROLES} more", "", "")
+    return table
 
 
 def _evaluation(history: History) -> Table:

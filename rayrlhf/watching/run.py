@@ -11,15 +11,18 @@ from typing import Any, Literal
 
 import fsspec
 
+from rayrlhf import role_logs
 from rayrlhf.checkpoint import MANIFEST
 from rayrlhf.errors import ConfigError
+from rayrlhf.role_logs import Doing
 from rayrlhf.watching.history import FIRST_SILENCE_S, History
 from rayrlhf.watching.tail import Row, Tail
 
 State = Literal["running", "finished", "cut off"]
 # what a run's folder may hold before it has a row or a stage
-_OWN = ("tensorboard", "wandb", "mlflow.db", ".ray_train", "report.html", "summary.json")
+_OWN = ("logs", "tensorboard", "wandb", "mlflow.db", ".ray_train", "report.html", "summary.json")
 NUM_SAMPLES = 8
+_END = 65536  # bytes of a log, in which its last call is
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,17 @@ class WatchedRun:
             lines = self._filesystem.cat_file(path).split(b"\n")[:-1]  # the last one may be half written
             self._samples = mark, [json.loads(line) for line in lines[:NUM_SAMPLES]]
         return int(names[-1].removeprefix("step_").removesuffix(".jsonl")), self._samples[1]
+
+    def roles(self, stage: str) -> list[Doing]:
+        """What each actor of a stage does, by the end of its log; none where there are no logs."""
+        folder = f"{self._root}/{role_logs.FOLDER}/{stage}"
+        names = sorted(name for name in self._entries(folder) if name.endswith(".log"))
+        found = (role_logs.doing(name.removesuffix(".log"), self._end(f"{folder}/{name}")) for name in names)
+        return [one for one in found if one is not None]
+
+    def _end(self, path: str) -> str:
+        start = max(0, self._filesystem.info(path)["size"] - _END)
+        return str(self._filesystem.cat_file(path, start=start).decode(errors="replace"))
 
     def _check(self) -> None:
         filesystem, root = self._filesystem, self._root

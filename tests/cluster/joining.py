@@ -5,8 +5,9 @@ import os
 
 import psutil
 import ray
+from ray.util.state import list_jobs
 
-from cluster import bring_up
+from cluster import bring_up, dashboards
 from rayrlhf.environment import environment, remember_command
 
 
@@ -24,7 +25,7 @@ def main():
     planned = bring_up.planned_nodes()
     me = psutil.Process()
     remember_command(["rayrlhf", "sft", "run.name=try"])
-    bring_up.connect()
+    bring_up.connect({"job": "sft", "run": "try"})
     during = me.children(recursive=True)
     seen = {
         "planned_cpus": [node["CPU"] for node in planned],
@@ -35,6 +36,9 @@ def main():
         "command": ray.get(remote_command.remote()),
         "dashboard": ray.get_runtime_context() is not None and ray._private.worker.get_dashboard_url(),
     }
+    seen["job"] = [job.metadata for job in list_jobs(f"http://{ray._private.worker.get_dashboard_url()}", detail=True)]
+    folder = dashboards.folder_of(ray.get_runtime_context().get_session_name())
+    seen["grafana"] = sorted(path.name for path in folder.iterdir())
     bring_up.disconnect()
     _, left = psutil.wait_procs(during, timeout=20)
     seen["left"] = [process.name() for process in left]

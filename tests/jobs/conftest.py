@@ -6,6 +6,22 @@ import json
 
 import pytest
 
+from rayrlhf.metric_names import find
+from rayrlhf.metrics import ROW_KEYS
+
+
+@pytest.fixture(autouse=True)
+def every_metric_is_registered(request):
+    """What a test's real runs logged stands in rayrlhf/metric_names.py, under the stage that logged it."""
+    is_real = {"ray_local", "tmp_path"} <= set(request.fixturenames)
+    folder = request.getfixturevalue("tmp_path") if is_real else None
+    yield
+    for path in folder.rglob("metrics*.jsonl") if folder else ():
+        for row in map(json.loads, path.read_text().splitlines()):
+            metrics = {name: find(name) for name in row.keys() - set(ROW_KEYS)}
+            unknown = sorted(n for n, metric in metrics.items() if metric is None or row["stage"] not in metric.stages)
+            assert not unknown, f"add to rayrlhf/metric_names.py what stage {row['stage']} logs: {unknown}"
+
 
 @pytest.fixture(scope="session")
 def prompts_file(tmp_path_factory) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util import placement_group_table
 
 from jobs import dpo, ppo
 from rayrlhf.checkpoint import find_stage
@@ -72,6 +73,25 @@ def test_ppo_trains_publishes_and_saves(kind, tiny_model, reward_folder, prompts
     before = AutoModelForCausalLM.from_pretrained(tiny_model(kind)).state_dict()
     assert any(not before[name].equal(tensor) for name, tensor in trained.items())
     assert AutoTokenizer.from_pretrained(stage.model_dir).chat_template
+    assert_roles_left_logs(tmp_path / "tiny" / "logs" / "ppo")
+    pools = {group["name"] for group in placement_group_table().values()}
+    assert "tiny/ppo/all" in pools
+
+
+def assert_roles_left_logs(folder: Path) -> None:
+    calls = {
+        "policy": "start logprobs update export_weights save",
+        "critic": "start values update save",
+        "reference": "start logprobs",
+        "reward": "start scores",
+        "rollout": "start generate load",
+    }
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{role}-0.log" for role in calls)
+    for role, names in calls.items():
+        text = (folder / f"{role}-0.log").read_text()
+        assert f" INFO {role}-0: process " in text.splitlines()[0] and "torch 2." in text.splitlines()[0]
+        for name in names.split():
+            assert text.count(f" INFO begin {name}(") == text.count(f" INFO end {name} after ") > 0, (role, name)
 
 
 def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(

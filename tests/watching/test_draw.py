@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -20,7 +21,8 @@ def screen(directory, stage: str | None = None, width: int = 80, now: float | No
     view = run.view(now)
     chosen = view.stage(stage) if stage else view.newest
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(draw(view, chosen, run.samples(chosen.name) if chosen else (0, []), now))
+    samples, roles = (run.samples(chosen.name), run.roles(chosen.name)) if chosen else ((0, []), [])
+    console.print(draw(view, chosen, samples, now, roles))
     text = console.file.getvalue()
     assert all(Text(line).cell_len <= width for line in text.splitlines())
     return text
@@ -43,6 +45,24 @@ def live(tmp_path):
     sample = {"prompt": NASTY, "response": "and [/bold]", "score": 1.5, "gold": 0.75}
     (run / "ppo" / "samples" / "step_000000.jsonl").write_text(json.dumps(sample) + "\n")
     return run
+
+
+def test_what_each_role_does_now_while_the_stage_runs(live):
+    folder, now = live / "logs" / "ppo", time.time()
+    folder.mkdir(parents=True)
+
+    def stamp(ago: float) -> str:
+        return datetime.fromtimestamp(now - ago, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    (folder / "policy-0.log").write_text(f"{stamp(12)} INFO begin update(3)\n")
+    (folder / "reward-0.log").write_text(f"{stamp(75)} INFO end scores after 0.1 s\n")
+    for rank in range(20):
+        (folder / f"rollout-{rank:02}.log").write_text(f"{stamp(3)} ERROR failed generate after 1 s\n")
+    words = " ".join(screen(live, "ppo", now=now).split())
+    assert "role does now for policy-0 update 12 s reward-0 waits, after scores 1:15" in words
+    assert "rollout-13 failed in generate 3.00 s and 6 more" in words and "rollout-14" not in words
+    add_stage(live, "ppo", 10)
+    assert "does now" not in screen(live)
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -113,3 +113,13 @@ def test_what_is_no_run_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "tree" / "src")
     (tmp_path / "tree" / "tensorboard").mkdir()
     WatchedRun(str(tmp_path / "tree"))
+
+
+def test_what_roles_do_is_read_from_the_end_of_their_logs(tmp_path):
+    folder = tmp_path / "logs" / "ppo"
+    folder.mkdir(parents=True)
+    (folder / "policy-0.log").write_text("x" * 100_000 + "\n2026-11-22T10:00:00.500Z INFO begin update(3)\n")
+    (folder / "reward-0.log").write_text("2026-11-22T10:00:00.000Z INFO reward-0: process 1\n")
+    run = WatchedRun(str(tmp_path))
+    assert [(one.actor, one.call, one.state) for one in run.roles("ppo")] == [("policy-0", "update", "begin")]
+    assert run.roles("sft") == [] and run.view().stages == [], "logs are no stage"
