@@ -358,7 +358,7 @@ def _roll_out(config: ServeConfig, marks: dict[str, str], console: Console) -> d
         check_models(config)
         update(config)
     except (UserError, RoleError) as error:
-        console.print(f"not rolled out, the former replicas go on: {error}")
+        console.print(f"not rolled out, the former replicas go on: {str(error).splitlines()[0]}")
     else:
         console.print(f"rolled out: {', '.join(newer)}")
     return found

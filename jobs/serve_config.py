@@ -21,7 +21,7 @@ Weight = Annotated[float, Field(gt=0)]
 SETTINGS = ("device", "dtype", "max_model_len", "kv_cache_gib", "replicas", "cpus", "autoscaling")
 _NO_SCORER = ("dtype", "max_model_len", "kv_cache_gib")  # a reward model runs in float32, and has no cache
 _POINTER = re.compile(r"best|latest|model|step_\d+")
-_OPTION = re.compile(r"([\w-]+)[\w./-]*=\S*")
+_OPTION = re.compile(r"([\w.-]+)=(.*)", re.DOTALL)
 
 
 class AutoscalingConfig(Section):
@@ -76,7 +76,8 @@ class Served:
 
 
 class ServeConfig(Section):
-    """What to serve, where, and with how much."""
+    """`rayrlhf serve STAGE_DIR ... [NAME=STAGE_DIR ...] [key=value ...]` serves each stage's model, under the stage's
+    name or NAME."""
 
     model: str | None = Field(
         default=None, description="the one model to serve: a stage directory (runs/NAME/ppo) or a Hugging Face folder"
@@ -256,8 +257,9 @@ def split_arguments(argv: Sequence[str]) -> list[str]:
     models: dict[str, str] = {}
     for argument in argv:
         option = _OPTION.fullmatch(argument)
-        name, path = (option[1], argument.partition("=")[2]) if option else (stage_name(argument), argument)
-        is_model = name not in ServeConfig.model_fields and (not option or os.path.isdir(path) or "://" in path)
+        name, path = option.groups() if option else (stage_name(argument), argument)
+        is_key = name.partition(".")[0] in ServeConfig.model_fields
+        is_model = not option or not is_key and (os.path.isdir(path) or "://" in path)
         if argument.startswith("-") or argument.endswith((".yaml", ".yml")) or not is_model:
             options.append(argument)
             continue

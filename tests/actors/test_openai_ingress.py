@@ -93,7 +93,8 @@ def test_texts_to_score() -> None:
         ({"text_2": "a"}, "give text_1"),
         ({"text_1": "p", "text_2": "a", "messages": turns}, "give text_1"),
         ({"text_1": ["p", "q"], "text_2": ["a", "b", "c"]}, "2 prompts and text_2 3 responses"),
-        ({"messages": turns[:1]}, "ends with a message of the assistant"),
+        ({"messages": turns[1:]}, "has a prompt and ends"),
+        ({"messages": [*turns, turns[0]]}, "ends with a message of the assistant"),
     ]:
         with pytest.raises(ApiError, match=words):
             pairs(**wrong)

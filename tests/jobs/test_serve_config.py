@@ -33,9 +33,10 @@ def test_stage_directories_are_named_after_their_stages() -> None:
 
 
 def test_models_are_named_on_the_command_line(tmp_path: Path) -> None:
-    found = served(f"first={tmp_path}", "runs/demo/ppo", "kv_cache_gib=0.25", "models.ppo.kv_cache_gib=0.125")
+    settings = ["kv_cache_gib=0.25", "models.ppo.kv_cache_gib=0.125", "ab={mix: {ppo: 1}}"]
+    found = served(f"v1.5={tmp_path}", "runs/demo/ppo", *settings)
     assert {name: (one.model, one.kv_cache_gib) for name, one in found.items()} == {
-        "first": (str(tmp_path), 0.25),
+        "v1.5": (str(tmp_path), 0.25),
         "ppo": ("runs/demo/ppo", 0.125),
     }
     with pytest.raises(ConfigError, match="named ppo: give names, as in first=runs/a/ppo second=runs/b/ppo"):
