@@ -102,8 +102,8 @@ def deployment_settings(served: Served, config: ServeConfig) -> dict[str, Any]:
     return options | {"autoscaling_config": scaling}
 
 
-def llm_settings(served: Served, config: ServeConfig) -> dict[str, Any]:
-    """The arguments of `ray.serve.llm.LLMConfig`."""
+def llm_settings(served: Served, folder: str, config: ServeConfig) -> dict[str, Any]:
+    """The arguments of `ray.serve.llm.LLMConfig` for the model in `folder`."""
     engine: dict[str, Any] = {
         "dtype": served.dtype,
         "kv_cache_memory_bytes": int(served.kv_cache_gib * 2**30),
@@ -112,7 +112,7 @@ def llm_settings(served: Served, config: ServeConfig) -> dict[str, Any]:
     if served.max_model_len is not None:
         engine["max_model_len"] = served.max_model_len
     settings: dict[str, Any] = {
-        "model_loading_config": {"model_id": served.name, "model_source": model_folder(served.model)},
+        "model_loading_config": {"model_id": served.name, "model_source": folder},
         "server_cls": "actors.llm_server:StoppingServer",
         "accelerator_config": {"kind": served.device},
         "engine_kwargs": engine,
@@ -145,7 +145,7 @@ def build(config: ServeConfig) -> Any:
             arguments = folder, config.score_batch, max(1, int(served.cpus))
             scorers[served.name] = _versioned(deployment.bind(*arguments), content, arguments)
         else:
-            settings = llm_settings(served, config)
+            settings = llm_settings(served, folder, config)
             made = build_llm_deployment(LLMConfig(**settings))
             made_of = {key: value for key, value in settings.items() if key != "deployment_config"}
             writers[served.name] = _versioned(made, content, made_of)

@@ -179,21 +179,17 @@ def is_reward_model(folder: str) -> bool:
 
 def check_models(config: ServeConfig) -> None:
     """Every folder holds a model that can be served with its settings; A/B names are of language models."""
-    from jobs.generate import check_generates
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.models.causal_lm import check_folder
 
     scorers = []
     for served in config.served:
-        folder = model_folder(served.model, takes_virtual_tokens=True)
+        folder = model_folder(served.model)
         context = check_folder(folder)
         if is_reward_model(folder):
             _check_scorer(config, served)
             scorers.append(served.name)
-            continue
-        check_generates(served.model)
-        model_folder(served.model)
-        if served.max_model_len is not None and served.max_model_len > context:
+        elif served.max_model_len is not None and served.max_model_len > context:
             raise ConfigError(
                 f"max_model_len={served.max_model_len} exceeds the {context} positions that {folder} "
                 f"was made for: set max_model_len={context} or less"

@@ -62,7 +62,7 @@ def test_every_key_reaches_the_application(tiny_model) -> None:
         model=folder, name="n", dtype="bfloat16", max_model_len=64, kv_cache_gib=0.25, replicas=3, cpus=0.5
     )
     (one,) = config.served
-    settings = serve.llm_settings(one, config)
+    settings = serve.llm_settings(one, folder, config)
     assert settings["model_loading_config"] == {"model_id": "n", "model_source": folder}
     assert settings["engine_kwargs"] == {
         "dtype": "bfloat16",
@@ -73,7 +73,7 @@ def test_every_key_reaches_the_application(tiny_model) -> None:
     assert settings["deployment_config"] == serve.deployment_settings(one, config)
     assert settings["accelerator_config"] == {"kind": "cpu"}
     on_gpu = config.model_copy(update={"device": "gpu"})
-    assert serve.llm_settings(on_gpu.served[0], on_gpu)["accelerator_config"] == {"kind": "gpu"}
+    assert serve.llm_settings(on_gpu.served[0], folder, on_gpu)["accelerator_config"] == {"kind": "gpu"}
     (role,) = serve.plan(config)
     assert (role.ranks, role.cpus, role.gpus) == (3, 0.5, 0.0)
 
