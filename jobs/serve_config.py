@@ -129,7 +129,7 @@ class ServeConfig(Section):
         if bool(self.models) == (self.model is not None):
             what = "both are" if self.models else "neither is"
             raise ValueError(f"give model=PATH for one model, or models={{NAME: PATH, ...}} for several; {what} given")
-        names = {served.name for served in self.served}
+        names = [served.name for served in self.served]
         for split, weights in self.ab.items():
             if split in names:
                 raise ValueError(f"ab.{split}: a model has that name already")
