@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse
 from rayrlhf.errors import UserError
 
 logger = logging.getLogger("ray.serve")  # a replica's own log
-_TYPES = {404: "not_found_error", 429: "rate_limit_error", 401: "authentication_error"}
 
 
 class ApiError(Exception):
@@ -27,7 +26,7 @@ class ApiError(Exception):
 
 def error_response(error: ApiError) -> JSONResponse:
     """The HTTP answer of `error`."""
-    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    kind = "server_error" if error.status >= 500 else "requests" if error.status == 429 else "invalid_request_error"
     content = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(error.status)
     return JSONResponse({"error": content}, status_code=error.status, headers=headers)
