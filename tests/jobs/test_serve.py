@@ -56,6 +56,29 @@ def greedy(folder: str, tokens: list[int], max_new_tokens: int) -> str:
     return AutoTokenizer.from_pretrained(folder).decode(found[0, len(tokens) :], skip_special_tokens=True)
 
 
+def test_an_update_replaces_what_has_changed_alone(tiny_model, foreign_reward_folder, ray_local) -> None:
+    """Ray Serve replaces the replicas of a deployment whose version is another."""
+
+    def versions(**more: Any) -> dict[str, str]:
+        given = {"models": {"lm": tiny_model("llama"), "judge": foreign_reward_folder}, "without_key": True} | more
+        front = serve.application(given)._bound_deployment
+        writers, scorers, *_ = front.init_args
+        parts = [front, *(one._bound_deployment for one in (writers | scorers).values())]
+        return {part.name: part._version for part in parts}
+
+    def changed(**more: Any) -> set[str]:
+        after = versions(**more)
+        return {name for name, version in before.items() if after[name] != version}
+
+    before = versions()
+    assert set(before) == {"Ingress", "StoppingServer:lm", "RewardServer:judge"} and all(before.values())
+    assert changed() == changed(replicas=2) == changed(drain_s=5) == set()  # Ray Serve changes these as it runs
+    assert changed(ab={"mix": {"lm": 1}}) == changed(limits={"max_tokens": 5}) == {"Ingress"}
+    assert changed(score_batch=3) == {"RewardServer:judge"}
+    assert changed(max_model_len=50) == {"StoppingServer:lm"}
+    assert changed(models={"lm": tiny_model("qwen3"), "judge": foreign_reward_folder}) == {"StoppingServer:lm"}
+
+
 def test_every_key_reaches_the_application(tiny_model) -> None:
     folder = tiny_model("llama")
     config = serve.ServeConfig(
