@@ -44,10 +44,9 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(cause, (UserError, ValidationError)):
         return ApiError(400, str(cause))
     message = getattr(error, "message", None)
-    status = getattr(error, "status_code", None)  # the engine's own answer, or Ray Serve's to a full queue
-    if isinstance(status, int) and isinstance(message, str):
-        code = "rate_limit_exceeded" if status == 429 else None
-        return ApiError(status, message, code)
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int) and isinstance(message, str):  # the engine's own answer
+        return ApiError(status, message)
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says how")
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.schema import ReplicaState
 from starlette.responses import JSONResponse, Response
@@ -139,8 +141,9 @@ class Ingress(OpenAiIngress):
         body.model = self.resolve(body.model, getattr(body, "user", None))
         if call_method in ("chat", "completions"):
             apply_limits(body, self._limits)
-        async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
-            yield part
+        with _refusals():
+            async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
+                yield part
 
     async def models(self) -> Any:
         """The models and the A/B names."""
@@ -167,7 +170,8 @@ class Ingress(OpenAiIngress):
             raise self._unknown(body.model)
         pairs = body.pairs()
         _check_number(len(pairs), self._limits, "texts to score")
-        scores, num_tokens = await self._scorers[body.model].score.remote(pairs)
+        with _refusals():
+            scores, num_tokens = await self._scorers[body.model].score.remote(pairs)
         return JSONResponse(
             {
                 "id": f"score-{request.headers.get('x-request-id', '')}",
@@ -192,6 +196,17 @@ class Ingress(OpenAiIngress):
         application = serve.status().applications[serve.get_replica_context().app_name]
         running = {name: d.replica_states.get(ReplicaState.RUNNING, 0) for name, d in application.deployments.items()}
         return [model for model, deployment in self._deployments.items() if not running.get(deployment)]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Ray Serve's own refusals as ApiErrors; it would answer them itself, in plain text."""
+    try:
+        yield
+    except BackPressureError as error:
+        raise ApiError(429, "too many requests wait for this model: try again soon", "rate_limit_exceeded") from error
+    except DeploymentUnavailableError as error:
+        raise ApiError(503, "this model has no replica that could start", "unavailable") from error
 
 
 def apply_limits(body: Any, limits: RequestLimits) -> None:

@@ -27,16 +27,17 @@ class RemoteError(Exception):
     cause = ConfigError("the text is too long")
 
 
-class FullError(Exception):
-    """As Ray Serve's for a full queue."""
+class EngineError(Exception):
+    """As Ray's for what the engine answers."""
 
-    status_code, message = 429, "too many wait"
+    status_code, message = 422, "no such temperature"
 
 
 ERRORS = {
     "api": ApiError(404, "no such model", "model_not_found", "model"),
     "remote": RemoteError(),
-    "full": FullError(),
+    "engine": EngineError(),
+    "full": ApiError(429, "too many wait", "rate_limit_exceeded"),
 }
 
 
@@ -124,6 +125,7 @@ def test_what_is_raised_inside_is_said_in_openais_form() -> None:
         "message": "no such model", "type": "invalid_request_error", "param": "model", "code": "model_not_found",
     }  # fmt: skip
     assert refused(app.post("/v1/echo", json={"model": "remote"}), 400)["message"] == "the text is too long"
+    assert refused(app.post("/v1/echo", json={"model": "engine"}), 422)["message"] == "no such temperature"
     full = app.post("/v1/echo", json={"model": "full"})
     error = refused(full, 429)
     assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded") and full.headers["Retry-After"] == "1"

@@ -1,9 +1,12 @@
 """Names and limits of the server's front, without replicas behind it; tests/jobs/test_serve.py has the whole."""
 
+import asyncio
 from collections import Counter
 from typing import Any
 
 import pytest
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.openai_errors import ApiError
 from actors.openai_ingress import Ingress, RequestLimits, ScoreBody, apply_limits
@@ -38,6 +41,40 @@ def test_names_that_answer_no_text_are_refused(name: str | None, status: int, wo
 
 def test_one_model_needs_no_name() -> None:
     assert ingress(writers={"sft": 1}, splits={}).resolve(None) == "sft"
+
+
+class Refusing:
+    """A handle whose deployment refuses every request."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.completions, self.score = error, self, self
+
+    def options(self, **_: Any) -> "Refusing":
+        return self
+
+    def remote(self, *_: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BackPressureError(2, 2, 429), 429, "rate_limit_exceeded"),
+        (DeploymentUnavailableError(DeploymentID("sft", "app")), 503, "unavailable"),
+    ],
+)
+def test_refusals_of_ray_serve_become_errors_of_the_server(error: Exception, status: int, code: str) -> None:
+    front = ingress(writers={"sft": Refusing(error)}, splits={}, scorers={"rm": Refusing(error)})
+    body = ScoreBody(model="rm", text_1="p", text_2="a")
+
+    async def ask() -> None:
+        async for _ in front._get_response(body=Request(model="sft"), call_method="completions"):
+            pass
+
+    for call in (ask, lambda: front.score(body, None)):  # type: ignore[arg-type]  # refused before it is read
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(call())
+        assert (caught.value.status, caught.value.code) == (status, code)
 
 
 class Request:
