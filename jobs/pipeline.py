@@ -24,7 +24,7 @@ from jobs.ppo import PPOConfig
 from jobs.prepare import PrepareConfig
 from jobs.pretrain import PretrainConfig
 from jobs.reward_model import RewardModelConfig
-from jobs.serve import ServeConfig
+from jobs.serve_config import ServeConfig
 from jobs.sft import SFTConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import TokenizerConfig
@@ -155,6 +155,8 @@ def _wiring(given: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(given[stage], dict) and given[stage].get("reward_function"):
             keys.pop("reward_model", None)
+        if stage == "serve" and isinstance(given[stage], dict) and given[stage].get("models"):
+            keys.pop("model")
         wired[stage] = {key: value for key, value in keys.items() if value is not None}
         if stage in present:
             wired[stage]["run"] = run
@@ -329,7 +331,8 @@ def _ask_once(config: ServeConfig, question: str, console: Console) -> None:
     serve.check(config)
     try:
         base_url = serve.start(config)
-        answer = serve.ask(base_url, config.name, question, max_tokens=32, temperature=1.0)
+        name = config.served[0].name
+        answer = serve.ask(base_url, name, question, max_tokens=32, temperature=1.0, api_key=config.api_key)
         console.print(f"{base_url}/completions: {question!r} -> {answer!r}", highlight=False, markup=False)
     finally:
         serve.stop()

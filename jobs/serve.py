@@ -1,68 +1,55 @@
-"""`rayrlhf serve model=runs/NAME/ppo`: a model behind an OpenAI-compatible HTTP endpoint.
+"""`rayrlhf serve runs/NAME/ppo`: models behind an OpenAI-compatible HTTP endpoint.
 
-Ray Serve's own LLM application does the work (`ray.serve.llm`: an ingress deployment that speaks
-OpenAI's protocol, and a deployment of vLLM replicas); this file chooses its settings, waits until
-it answers, and takes it down.  It listens on the loopback interface and asks for no key, so put
-something with authentication in front before opening it to others.
+Ray Serve does the work: `ray.serve.llm`'s deployments of vLLM replicas, and its ingress that speaks OpenAI's protocol,
+which `actors/openai_ingress.py` adds A/B names, scores and limits to.  This file builds the application from the
+configuration, waits until it answers, rolls out newer checkpoints, and takes it down.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs import command
-from jobs.generate import check_generates
-from rayrlhf.checkpoint import model_folder
-from rayrlhf.config import Section
-from rayrlhf.errors import ConfigError, ResourceError, RoleError
+from jobs.serve_config import (
+    ServeConfig,
+    Served,
+    check_follow,
+    check_key,
+    check_models,
+    is_loopback,
+    is_reward_model,
+    split_arguments,
+)
+from rayrlhf.checkpoint import model_folder, stage_hash
+from rayrlhf.config import from_tree
+from rayrlhf.errors import ConfigError, ResourceError, RoleError, UserError
+from rayrlhf.version import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cluster.layout import RolePlan
 
 APP_NAME = "rayrlhf"
 _PROCESSES_GIB = 2.5  # a replica, its engine and its worker process with a tiny model, measured
-
-
-class ServeConfig(Section):
-    """What to serve, where, and with how much."""
-
-    model: str = Field(description="what to serve: a stage directory (runs/NAME/ppo) or a Hugging Face folder")
-    name: str = Field(default="rayrlhf", min_length=1, description="the model's name in OpenAI requests")
-    host: str = Field(default="127.0.0.1", description="interface to listen on; there is no authentication")
-    port: int = Field(default=8000, ge=1, le=65535, description="HTTP port")
-    device: Literal["cpu", "gpu"] = Field(default="cpu", description="what the vLLM replicas run on")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32",
-        description="arithmetic of the engine; on CPU only float32 runs at every batch size",
-    )
-    max_model_len: int | None = Field(
-        default=None, ge=2, description="longest prompt + answer in tokens; unset: the model's own context"
-    )
-    kv_cache_gib: float = Field(default=0.5, gt=0, description="memory for the KV cache of one replica, in GiB")
-    replicas: int = Field(default=1, ge=1, description="vLLM engines that share the requests")
-    cpus: float = Field(default=1.0, gt=0, description="Ray CPUs that each replica books")
-    start_deadline_s: float = Field(default=300.0, gt=0, description="give up when it does not answer by then")
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+# of a cluster's own, or of no meaning where Ray Serve deploys the application itself
+_NOT_OF_AN_APPLICATION = ("host", "port", "start_deadline_s", "follow_s")
 
 
 def check(config: ServeConfig) -> None:
-    """The folder holds a language model, its context is long enough, and the port is free."""
-    from rayrlhf.models.causal_lm import check_folder
-
-    folder = check_generates(config.model)
-    context = check_folder(folder)
-    if config.max_model_len is not None and config.max_model_len > context:
-        raise ConfigError(
-            f"max_model_len={config.max_model_len} exceeds the {context} positions that {folder} "
-            f"was made for: set max_model_len={context} or less"
-        )
+    """The models can be served, the key is there, and the port is free."""
+    check_models(config)
+    check_follow(config)
+    check_key(config, is_open=not is_loopback(config.host))
     with socket.socket() as probe:
         # as the server does: a port whose last connections are still closing is free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,41 +63,131 @@ def check(config: ServeConfig) -> None:
 
 
 def plan(config: ServeConfig) -> list[RolePlan]:
-    """The replicas' resources; the ingress and the proxy book none."""
+    """The replicas' resources, with those of an update where one may come; the ingress and the proxy book none."""
     from cluster.layout import worker_plan
     from cluster.memory import Memory
 
-    gpus, need = 1.0 if config.device == "gpu" else 0.0, Memory(_PROCESSES_GIB, cache=config.kv_cache_gib)
-    return [worker_plan("serve", config.replicas, config.cpus, gpus, need)]
+    roles = []
+    surge = config.surge_percent if config.follow_s is not None else 0
+    for served in config.served:
+        gpus = 1.0 if served.device == "gpu" else 0.0
+        name = "serve" if config.model is not None else f"serve {served.name}"
+        need = Memory(_PROCESSES_GIB, cache=served.kv_cache_gib)
+        replicas = served.replicas + -(-served.replicas * surge // 100)
+        roles.append(worker_plan(name, replicas, served.cpus, gpus, need))
+    return roles
 
 
-def llm_settings(config: ServeConfig) -> dict[str, Any]:
-    """The arguments of `ray.serve.llm.LLMConfig`."""
-    engine: dict[str, Any] = {
-        "dtype": config.dtype,
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        "enforce_eager": config.device == "cpu",
+def deployment_settings(served: Served, config: ServeConfig) -> dict[str, Any]:
+    """The options of Ray Serve's deployment of a model."""
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": served.cpus},
+        # what keeps an engine from starting is hardly ever gone at the next attempt, which takes a minute
+        "max_constructor_retry_count": 1,
+        "max_ongoing_requests": config.limits.max_ongoing,
+        "max_queued_requests": config.limits.max_queued,
+        "backpressure_config": {"status_code": 429},
+        "graceful_shutdown_timeout_s": config.drain_s,
+        "health_check_period_s": config.health_check_s,
+        "max_surge_percent": config.surge_percent,
     }
-    if config.max_model_len is not None:
-        engine["max_model_len"] = config.max_model_len
+    if served.autoscaling is None:
+        return options | {"num_replicas": served.replicas}
+    scaling = {
+        "min_replicas": served.replicas,
+        "max_replicas": served.autoscaling.max_replicas,
+        "target_ongoing_requests": served.autoscaling.target_ongoing,
+        "upscale_delay_s": served.autoscaling.upscale_delay_s,
+        "downscale_delay_s": served.autoscaling.downscale_delay_s,
+    }
+    return options | {"autoscaling_config": scaling}
+
+
+def llm_settings(served: Served, folder: str, config: ServeConfig) -> dict[str, Any]:
+    """The arguments of `ray.serve.llm.LLMConfig` for the model in `folder`."""
+    engine: dict[str, Any] = {
+        "dtype": served.dtype,
+        "kv_cache_memory_bytes": int(served.kv_cache_gib * 2**30),
+        "enforce_eager": served.device == "cpu",
+    }
+    if served.max_model_len is not None:
+        engine["max_model_len"] = served.max_model_len
     settings: dict[str, Any] = {
-        "model_loading_config": {"model_id": config.name, "model_source": model_folder(config.model)},
+        "model_loading_config": {"model_id": served.name, "model_source": folder},
         "server_cls": "actors.llm_server:StoppingServer",
-        "accelerator_config": {"kind": config.device},
+        "accelerator_config": {"kind": served.device},
         "engine_kwargs": engine,
-        "deployment_config": {
-            "num_replicas": config.replicas,
-            "ray_actor_options": {"num_cpus": config.cpus},
-            # what keeps an engine from starting is hardly ever gone at the next attempt, which takes a minute
-            "max_constructor_retry_count": 1,
-        },
-        "runtime_env": {"env_vars": {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}},
+        "deployment_config": deployment_settings(served, config),
+        "runtime_env": {"env_vars": _ENVIRONMENT},
         "log_engine_metrics": False,
     }
-    if config.device == "cpu":
+    if served.device == "cpu":
         # vLLM's CPU workers are children of the replica, so they need no bundle of their own
         settings["placement_group_config"] = {"bundle_per_worker": {"CPU": 0}}
     return settings
+
+
+def build(config: ServeConfig) -> Any:
+    """The Ray Serve application: a deployment for each model, and the ingress in front of them."""
+    from ray import serve
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from actors.http_guard import digest
+    from actors.openai_ingress import RequestLimits, ingress_class
+    from actors.reward_server import RewardServer
+
+    writers, scorers = {}, {}
+    for served in config.served:
+        folder, content = model_folder(served.model), stage_hash(served.model)
+        if is_reward_model(folder):
+            options = deployment_settings(served, config)
+            options["ray_actor_options"]["num_gpus"] = 1 if served.device == "gpu" else 0
+            deployment = serve.deployment(name=f"RewardServer:{served.name}", **options)(RewardServer)
+            arguments = folder, config.score_batch, max(1, int(served.cpus))
+            scorers[served.name] = _versioned(deployment.bind(*arguments), content, arguments)
+        else:
+            settings = llm_settings(served, folder, config)
+            made = build_llm_deployment(LLMConfig(**settings))
+            made_of = {key: value for key, value in settings.items() if key != "deployment_config"}
+            writers[served.name] = _versioned(made, content, made_of)
+    key = config.api_key
+    front = ingress_class(key and digest(key), int(config.limits.body_mib * 2**20))
+    options = {
+        "num_replicas": 1,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": 10**6,  # what counts are those of the models' deployments
+        "graceful_shutdown_timeout_s": config.drain_s,
+        "health_check_period_s": config.health_check_s,
+        "max_surge_percent": config.surge_percent,
+    }
+    limits = RequestLimits(config.limits.max_tokens, config.limits.max_answers)
+    names = {name: one._bound_deployment.name for name, one in (writers | scorers).items()}
+    ingress = serve.deployment(name="Ingress", **options)(front).bind(writers, scorers, config.ab, limits, names)
+    return _versioned(ingress, key and digest(key), config.ab, config.limits.model_dump(), names)
+
+
+def _versioned(application: Any, *made_of: Any) -> Any:
+    """`application` with a version of its deployment: an update leaves the replicas alone that would be the same again,
+    while without one Ray Serve replaces every replica of an application."""
+    text = json.dumps([__version__, *made_of], sort_keys=True)
+    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    application._bound_deployment = application._bound_deployment.options(version=version, _internal=True)
+    return application
+
+
+def application(args: dict[str, Any]) -> Any:
+    """The builder that a Serve configuration (`serve deploy`, KubeRay's RayService) names as `jobs.serve:application`;
+    `args` are the keys of `rayrlhf serve`, but those of the listening: they are the cluster's (`http_options`).
+
+    Raises ConfigError, also for no key: such a cluster listens for others.
+    """
+    of_others = [key for key in _NOT_OF_AN_APPLICATION if key in args]
+    if of_others:
+        raise ConfigError(f"{', '.join(of_others)}: not of an application's args; see http_options of the file")
+    config = from_tree(ServeConfig, {"host": "0.0.0.0"} | args)
+    check_models(config)
+    check_key(config, is_open=True)
+    return build(config)
 
 
 def start(config: ServeConfig) -> str:
@@ -120,20 +197,28 @@ def start(config: ServeConfig) -> str:
     ResourceError when it is not up within `start_deadline_s`, ConfigError when Ray Serve listens elsewhere already.
     """
     from ray import serve
-    from ray.serve.llm import LLMConfig, build_openai_app
 
     _quiet()
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
     _check_listens(config)
-    app = build_openai_app(
-        {
-            "llm_configs": [LLMConfig(**llm_settings(config))],
-            "ingress_deployment_config": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
-        }
-    )
-    serve.run_many([serve.RunTarget(app, name=APP_NAME)], wait_for_applications_running=False)
-    _wait_until_running(config.start_deadline_s)
+    try:
+        update(config)
+    except (RoleError, ResourceError):
+        stop()
+        raise
     return f"http://{config.host}:{config.port}/v1"
+
+
+def update(config: ServeConfig) -> None:
+    """Let the application be what `config`, and the checkpoints that it names, say now; replicas of what has changed
+    are replaced, the new ones first (`surge_percent`), and what cannot start leaves the old ones as they are.
+
+    Raises RoleError and ResourceError as `start`.
+    """
+    from ray import serve
+
+    serve.run_many([serve.RunTarget(build(config), name=APP_NAME)], wait_for_applications_running=False)
+    _wait_until_running(config.start_deadline_s)
 
 
 def _check_listens(config: ServeConfig) -> None:
@@ -171,14 +256,12 @@ def _wait_until_running(deadline_s: float) -> None:
             if deployment.message
         )
         if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            stop()
             raise RoleError(
                 f"the model could not be served: {application.message} {details}\n"
                 "The last lines above are vLLM's own; the usual causes are a model it does not support, "
                 "max_model_len beyond the model's context, and kv_cache_gib too small for one sequence."
             )
         if time.monotonic() - started > deadline_s:
-            stop()
             raise ResourceError(
                 f"the server did not answer within {deadline_s:g} s (status {application.status.value}). "
                 f"{details or application.message}\nIf a replica waits for resources, lower replicas= "
@@ -194,11 +277,12 @@ def ask(
     max_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    api_key: str | None = None,
 ) -> str:
     """The answer to a text (`/v1/completions`) or to chat messages (`/v1/chat/completions`)."""
     import openai
 
-    client = openai.OpenAI(base_url=base_url, api_key="none")
+    client = openai.OpenAI(base_url=base_url, api_key=api_key or "none")
     if isinstance(prompt, str):
         completion = client.completions.create(
             model=model, prompt=prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
@@ -231,23 +315,64 @@ def run(config: ServeConfig) -> NoReturn:
     """Serve until interrupted."""
     from rich.console import Console
 
-    console = Console()
-    console.print(f"starting {config.name} from {config.model}: about a minute")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    names = ", ".join(f"{served.name} from {served.model}" for served in config.served)
+    console.print(f"starting {names}: about a minute")
+    marks = _marks(config)  # before: what comes while it starts is newer
     try:
         base_url = start(config)
-        body = f'{{"model": "{config.name}", "prompt": "The movie", "max_tokens": 32}}'
-        console.print(f"{config.name} is served at {base_url} (Ctrl-C stops it). Try:\n", markup=False)
+        console.print(f"served at {base_url} (Ctrl-C stops it). Try:\n")
         # written plainly: a wrapped line could not be pasted into a shell
-        print(f"curl {base_url}/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
+        print(_example(config, base_url), flush=True)
         while True:
-            time.sleep(1)
+            time.sleep(config.follow_s or 1)
+            if config.follow_s is not None:
+                marks = _roll_out(config, marks, console)
     finally:
         stop()
 
 
+def _example(config: ServeConfig, base_url: str) -> str:
+    """A command that asks the first model."""
+    first = config.served[0]
+    path, body = "completions", {"model": first.name, "prompt": "The movie", "max_tokens": 32}
+    if is_reward_model(model_folder(first.model)):
+        path, body = "score", {"model": first.name, "text_1": "The movie", "text_2": " is good"}
+    key = f' -H "Authorization: Bearer ${config.api_key_env}"' if config.api_key_env else ""
+    return f"curl {base_url}/{path}{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+
+
+def _marks(config: ServeConfig) -> dict[str, str]:
+    """Which checkpoint each model's path means now."""
+    return {served.name: stage_hash(served.model) for served in config.served}
+
+
+def _roll_out(config: ServeConfig, marks: dict[str, str], console: Console) -> dict[str, str]:
+    """Serve newer checkpoints than those of `marks`, if there are any; returns the newest, also where they cannot be
+    served: they are not tried twice."""
+    found = _marks(config)
+    newer = [name for name, mark in found.items() if mark != marks[name]]
+    if not newer:
+        return marks
+    console.print(f"newer: {', '.join(newer)}; rolling out")
+    try:
+        check_models(config)
+        update(config)
+    except (UserError, RoleError) as error:
+        console.print(f"not rolled out, the former replicas go on: {str(error).splitlines()[0]}")
+    else:
+        console.print(f"rolled out: {', '.join(newer)}")
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return command.main("serve", ServeConfig, check, plan, run, argv)
+    try:
+        arguments = split_arguments(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        command.complain(str(error))
+        return command.USER_ERROR
+    return command.main("serve", ServeConfig, check, plan, run, arguments)
 
 
 if __name__ == "__main__":

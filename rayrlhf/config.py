@@ -54,11 +54,15 @@ def load(cls: type[S], path: str | None, overrides: list[str]) -> S:
     given = _read(path) if path is not None else {}
     for override in overrides:
         _override(cls, given, override)
+    return from_tree(cls, given, f" of {path}" if path else "")
+
+
+def from_tree(cls: type[S], given: Tree, source: str = "") -> S:
+    """`cls` from keys that something else has read, such as Ray Serve's configuration; ConfigError as `load`'s."""
     try:
         return cls.model_validate(given)
     except ValidationError as error:
         problems = describe(cls, given, error)
-    source = f" of {path}" if path else ""
     if len(problems) == 1:
         raise ConfigError(f"configuration{source}: {problems[0]}")
     raise ConfigError(f"{len(problems)} problems with the configuration{source}:\n  " + "\n  ".join(problems))

@@ -20,7 +20,12 @@ HOMES = {
     "vllm": {"actors/engines/vllm.py"},
     "deepspeed": {"rayrlhf/training/engine.py"},
     "ray.train": {"rayrlhf/training/launcher.py", "rayrlhf/training/supervised.py"},
-    "ray.serve": {"jobs/serve.py", "actors/llm_server.py"},
+    "ray.serve": {
+        "jobs/serve.py",
+        "actors/llm_server.py",
+        "actors/openai_ingress.py",
+        "actors/reward_server.py",
+    },
     "wandb": {"rayrlhf/trackers/wandb.py", "rayrlhf/trackers/choice.py"},
     "mlflow": {"rayrlhf/trackers/mlflow.py"},
     "tensorboardX": {"rayrlhf/trackers/tensorboard.py"},

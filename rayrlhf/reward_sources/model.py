@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rayrlhf.batches import Rollouts, Scores
 from rayrlhf.models.scalar import load_scalar, sequence_scores
@@ -20,14 +21,18 @@ class RewardModel:
         self.model = model.to(device).eval()
         self.microbatch_tokens = microbatch_tokens
 
-    @torch.no_grad()
     def scores(self, rollouts: Rollouts) -> Scores:
         """The head's output on each row's last token."""
-        tokens, lengths = rollouts.tokens, rollouts.lengths
+        total = self.of_tokens(rollouts.tokens, rollouts.lengths)
+        return Scores(total, total[:, None], ("reward_model",))
+
+    @torch.no_grad()
+    def of_tokens(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The scores, f32[B], of `tokens` i64[B, T], padded after `lengths` i64[B]."""
         device = next(self.model.parameters()).device
         total = torch.zeros(len(tokens), dtype=torch.float32)
         for rows in microbatches(lengths, self.microbatch_tokens, world_size=1, rank=0):
             longest = int(lengths[rows].max())
             part = sequence_scores(self.model, tokens[rows, :longest].to(device), lengths[rows].to(device))
             total[rows] = part.float().cpu()
-        return Scores(total, total[:, None], ("reward_model",))
+        return total

@@ -131,6 +131,9 @@ def test_what_the_rayjob_runs_is_a_command_that_this_project_has():
 def test_ray_serve_takes_the_rayservice_s_configuration():
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
+    from jobs.serve import application as build
+    from jobs.serve_config import ServeConfig
+
     resource, cluster = kuberay("rayservice")
     config = yaml.safe_load(resource["spec"]["serveConfigV2"])
     [application] = ServeDeploySchema.model_validate(config).applications
@@ -142,6 +145,8 @@ def test_ray_serve_takes_the_rayservice_s_configuration():
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         names = [variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]]
         assert application.args["api_key_env"] in names
+    ServeConfig.model_validate({"host": "0.0.0.0"} | application.args)
+    assert callable(build)
 
 
 def dockerfile(name: str) -> str:
