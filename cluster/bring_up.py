@@ -181,7 +181,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((parts.hostname, parts.port), timeout=3).close()
     except (OSError, ValueError) as error:
         raise ResourceError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}). Start one with `ray start --head`, "
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}). Start one with `rayrlhf cluster up`, "
             "correct the address, or unset RAY_ADDRESS to start a local one."
         ) from error
 

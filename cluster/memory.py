@@ -19,8 +19,10 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.55, 0.70, 1.0
 _REDUCE_BUCKET = 500_000_000  # elements; rayrlhf.training.engine
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO 3 keeps as many gathered (DeepSpeed's stage3_max_live_parameters)
-# Tensors of [tokens, vocabulary] in float32 that are there at once: logits, log-softmax, and for the entropy two more
-_WITH_GRADIENTS, _WITHOUT = 4, 2
+# Tensors of [tokens, vocabulary] in float32 that are there at once: logits and log-softmax, for the entropy and in the
+# backward pass two more; and one that the allocator cannot reuse for a pass of another length, measured
+_WITH_GRADIENTS, _WITHOUT = 5, 3
+ROWS_AHEAD_GIB = 0.12  # rows that a worker of Ray Train reads ahead, pages of Ray's object store
 
 
 @dataclass(frozen=True)

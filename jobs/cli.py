@@ -1,5 +1,5 @@
 """`rayrlhf JOB [CONFIG.yaml] [key=value ...]`: the same as `python -m jobs.JOB ...`; and tools:
-`rayrlhf submit JOB ...` on a cluster, `rayrlhf watch RUN`, `rayrlhf compare RUN RUN`, `rayrlhf doctor`."""
+`rayrlhf cluster up`, `rayrlhf submit JOB ...`, `rayrlhf watch RUN`, `rayrlhf compare RUN RUN`, `rayrlhf doctor`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ REPORTING = {
     "compare": "overlay runs in one HTML file: compare RUN1 RUN2 [...] [--output FILE]",
 }
 TOOLS = (
-    SUBMISSION
+    {"cluster": "a cluster on this machine: cluster up [--nodes N] | status [--address URL] | down"}
+    | SUBMISSION
     | {"watch": "a run in the terminal, live or finished: watch RUN [--stage STAGE] [--once] [--interval S]"}
     | REPORTING
     | {"doctor": "say what is missing on this machine and how to mend it"}
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs import reporting
 
         return reporting.run(name, rest)
+    if name == "cluster":
+        from jobs import local_cluster
+
+        return local_cluster.run(rest)
     if name in SUBMISSION:
         from jobs import submission
 

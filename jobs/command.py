@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from rayrlhf import stopping
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
-from rayrlhf.errors import ConfigError, UserError
+from rayrlhf.errors import ConfigError, Interrupted, UserError
 from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def main(
     with _interruptible() as listen:
         try:
             return _main(_Job(name, config_class, check, plan, run, parents, stages, cluster), argv, listen)
+        except Interrupted as error:
+            complain(str(error), "stopped")
+            return INTERRUPTED
         except KeyboardInterrupt:
             complain(f"{name}: interrupted; finished stages are kept", "stopped")
             return INTERRUPTED
@@ -196,6 +200,7 @@ def _dry_run(job: _Job[C], config: C) -> int:
         print(f"{stage}:\n{render(roles, nodes)}\n")
     for roles in plans.values():
         fits(roles, nodes)
+    _check_shared(config, plans, len(nodes))
     for stage, made in job.made(config).items():
         print(f"{stage}: {_would_do(stage, made)}")
     return 0
@@ -231,8 +236,10 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     try:
         bring_up.connect(_metadata(job.name, config))
         listen()  # Ray has put its own handler in place
+        nodes = bring_up.nodes()
         for roles in plans.values():
-            fits(roles, bring_up.nodes())
+            fits(roles, nodes)
+        _check_shared(config, plans, len(nodes))
         job.run(config)
     except BaseException as error:
         _let_go(error)
@@ -241,6 +248,23 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int) -> None:
+    """The parts of a checkpoint are written to one folder, which for an object store is a folder of one node until it
+    is uploaded.  Raises ConfigError where those who write them may be on several nodes."""
+    root = config.run.root if getattr(config, "run", None) is not None else ""
+    if "://" not in root or num_nodes == 1:
+        return
+    for roles in plans.values():
+        for role in roles:
+            # of PPO's roles the job itself, which may be on yet another node, makes the checkpoint
+            if role.memory.optimizer and (role.ranks > 1 or role.name in ("policy", "critic")):
+                raise ConfigError(
+                    f"run.root={root} is an object store, and the {role.ranks} actor(s) of {role.name} may be on any "
+                    f"of the {num_nodes} nodes: each would leave its part of a checkpoint on its own node's disk. Put "
+                    "run.root on a file system that all nodes share, or use a cluster of one node"
+                )
 
 
 def _metadata(name: str, config: Any) -> dict[str, str]:
@@ -283,13 +307,17 @@ def _plan(job: _Job[C], config: C) -> dict[str, list[RolePlan]]:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """SIGTERM (`ray job stop`) stops a job as Ctrl-C does; yields a way to listen again."""
+    """SIGTERM (`ray job stop`) stops a job as Ctrl-C does: a loop of steps after its step, everything else and at the
+    second time at once.  Yields a way to listen again."""
     if threading.current_thread() is not threading.main_thread():  # signals reach only the main thread
         yield lambda: None
         return
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        if not stopping.request():
+            raise KeyboardInterrupt
+        # a handler may come in the middle of a print, so it does not
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

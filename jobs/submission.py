@@ -33,6 +33,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 NOT_SUBMITTED = ("generate",)  # answers in the terminal, without a cluster
 # relative to the working directory, as .gitignore writes them; Ray leaves out what .gitignore names as well
 EXCLUDED = ["/.git", "/.venv", "/runs", "__pycache__", "/.mypy_cache", "/.ruff_cache", "/.pytest_cache"]
+STOP_WAIT_S = "300"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -67,7 +68,9 @@ def submit(argv: Sequence[str]) -> int:
     parser.add_argument("--cpus", type=float, help="CPUs that the job's own process reserves (default 0)")
     parser.add_argument("--gpus", type=float, help="GPUs that it reserves (default 0)")
     given = parser.parse_intermixed_args(argv)
-    address, variables = _address(given.address), dict(_variable(text) for text in given.env)
+    address = dashboard_address(given.address)
+    # Ray kills a job 3 seconds after it was asked to stop, before it could end its step and save
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S} | dict(_variable(text) for text in given.env)
     config = _checked(given.job, given.arguments)
     run = config.get("run") or {}
     _check_root(run.get("root"), address)
@@ -96,7 +99,7 @@ def list_jobs(argv: Sequence[str]) -> int:
     from rich.table import Table
 
     given = _parser("jobs", "The cluster's submitted jobs, the newest last.").parse_args(argv)
-    found = [job for job in connect(_address(given.address)).list_jobs() if job.submission_id]
+    found = [job for job in connect(dashboard_address(given.address)).list_jobs() if job.submission_id]
     table = Table("id", "status", "started", "took", "command", box=None, pad_edge=False)
     for job in sorted(found, key=lambda job: job.start_time or 0):
         began = (job.start_time or 0) / 1000
@@ -113,7 +116,7 @@ def show_logs(argv: Sequence[str]) -> int:
     parser.add_argument("id")
     parser.add_argument("--follow", action="store_true", help="go on until the job ends, and exit as it did")
     given = parser.parse_intermixed_args(argv)
-    client = connect(_address(given.address))
+    client = connect(dashboard_address(given.address))
     _job(client, given.id)
     if given.follow:
         return _follow(client, given.id)
@@ -122,15 +125,15 @@ def show_logs(argv: Sequence[str]) -> int:
 
 
 def stop(argv: Sequence[str]) -> int:
-    """Ask a job to end, as Ctrl-C would, and wait until it has."""
+    """Ask a job to end after its step, as Ctrl-C would, and wait until it has; Ray kills one that takes too long."""
     parser = _parser("stop", "End a job; it can be resumed by submitting it again.")
     parser.add_argument("id")
     given = parser.parse_intermixed_args(argv)
-    client = connect(_address(given.address))
+    client = connect(dashboard_address(given.address))
     if _job(client, given.id).status.value in TERMINAL:
         raise ConfigError(f"{given.id} has ended already: {_job(client, given.id).status.value}")
     client.stop_job(given.id)
-    print(f"asked {given.id} to stop", flush=True)
+    print(f"asked {given.id} to stop after its current step", flush=True)
     while (status := _job(client, given.id).status.value) not in TERMINAL:
         time.sleep(0.5)
     print(f"{given.id}: {status}")
@@ -139,19 +142,21 @@ def stop(argv: Sequence[str]) -> int:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster at `address`.  Raises ResourceError, with the remedy, where none answers."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise ResourceError(
             f"no cluster takes jobs at {address}: {str(error).strip().splitlines()[0]}\nStart one with "
-            "`ray start --head`, give its dashboard's URL with --address, and where it asks for a token set "
+            "`rayrlhf cluster up`, give its dashboard's URL with --address, and where it asks for a token set "
             "RAY_AUTH_MODE=token (the token is in ~/.ray/auth_token or RAY_AUTH_TOKEN)"
         ) from error
 
 
-def _address(given: str | None) -> str:
+def dashboard_address(given: str | None) -> str:
+    """The URL that jobs go to: --address, else what the environment names, else this machine's usual one."""
     for address in (given, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS")):
         if address and "://" in address:
             return address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,5 +177,6 @@ def worker_plan(name: str, train: TrainConfig, shapes: Shapes, num_adapter: int 
 
     tokens, has_logits = train.microbatch_tokens, name != "reward_model"
     need = memory.trained(shapes, train.engine, train.num_workers, tokens, tokens, num_adapter, has_logits)
+    need = replace(need, process=need.process + memory.ROWS_AHEAD_GIB)
     cpus, gpus, threads = train.cpus_per_worker, train.gpus_per_worker, train.threads_per_worker
     return [layout.worker_plan(name, train.num_workers, cpus, gpus, need, threads)]

@@ -33,6 +33,10 @@ class DivergenceError(UserError):
     """Optimizer steps had to be skipped again and again; the message is a report of them."""
 
 
+class Interrupted(RayRLHFError):
+    """A run ended after a whole step, as it was asked to; it can be resumed."""
+
+
 class ResourceError(UserError):
     """More resources are asked than the cluster has."""
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayrlhf import stopping
 from rayrlhf.batches import Prompts
 from rayrlhf.checkpoint import StageDir, StageWriter, find_stage
 from rayrlhf.coordinator import PPO, Roles
@@ -124,7 +125,7 @@ class PPOLoop:
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
 
-        Raises DivergenceError when rolling back did not help.
+        Raises DivergenceError when rolling back did not help, Interrupted when the run was asked to end.
         """
         self.progress = progress = resume or Progress()
         self._began = time.time() - progress.seconds
@@ -134,11 +135,12 @@ class PPOLoop:
                 self.log.log(0, await self._evaluate(0))
             else:
                 self._print(f"resumed after step {progress.step} from {await self._load()}")
-            while progress.step < self.config.steps:
-                try:
-                    await self._step(progress.step + 1)
-                except DivergenceError as error:
-                    await self._roll_back(error)
+            with stopping.after_step("ppo"):
+                while progress.step < self.config.steps and not stopping.asked():
+                    try:
+                        await self._step(progress.step + 1)
+                    except DivergenceError as error:
+                        await self._roll_back(error)
             return f"{self.stage_root}/step_{progress.step:06d}"
         finally:
             with suppress(ValueError):  # where a thread is reading from it still, it ends with the process
@@ -163,7 +165,7 @@ class PPOLoop:
         self.log.log(step, metrics | (self.data_counts if step == 1 else {}))
         is_best = is_evaluated and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best
-        if is_best or step % config.save_every == 0 or step == config.steps:
+        if is_best or step % config.save_every == 0 or step == config.steps or stopping.asked():
             await self._save(step, metrics, is_best)
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:

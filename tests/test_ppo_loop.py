@@ -8,9 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
+from rayrlhf import stopping
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import DivergenceError
+from rayrlhf.errors import DivergenceError, Interrupted
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
 from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
@@ -72,6 +73,31 @@ def test_the_best_step_is_within_the_bound_on_kl(tmp_path):
     asyncio.run(loop(fake, tmp_path, 4, best="eval/kl", max_kl=1.0).run())
     assert find_stage(f"{tmp_path}/ppo/best").manifest["step"] == 2
     assert find_stage(f"{tmp_path}/ppo").manifest["step"] == 4
+
+
+def test_asked_to_stop_it_ends_after_the_step_saved_and_goes_on_as_if_never_asked(tmp_path):
+    asyncio.run(loop(FakeRoles(), tmp_path / "whole", 4, save_every=3).run())
+    part = loop(FakeRoles(), tmp_path / "cut", 4, save_every=3)
+    update, calls = part.ppo.roles.critic.update, []
+
+    async def update_and_ask(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            assert stopping.request()
+        return await update(*given)
+
+    part.ppo.roles.critic.update = update_and_ask
+    with pytest.raises(Interrupted):
+        asyncio.run(part.run())
+    stage = find_stage(f"{tmp_path}/cut/ppo")
+    assert stage.manifest["step"] == 2 and not stage.manifest["is_final"] and max(rows_of(tmp_path / "cut")) == 2
+    progress = Progress.of(stage)
+    asyncio.run(loop(FakeRoles(), tmp_path / "cut", 4, progress=progress, save_every=3).run(progress))
+    whole, resumed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "cut")
+    names = [name for name in whole[4] if not name.startswith(("time", "perf"))]
+    assert [{n: resumed[step].get(n) for n in names} for step in (1, 2, 3, 4)] == [
+        {n: whole[step].get(n) for n in names} for step in (1, 2, 3, 4)
+    ]
 
 
 def test_resumed_after_any_step_it_gives_the_numbers_of_the_undisturbed_run(tmp_path):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rayrlhf import lineage
+import fsspec
+
+from rayrlhf import lineage, stopping
 from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.data.mixing_rates import described
 from rayrlhf.errors import DataError, RayRLHFError, UserError
@@ -220,7 +222,9 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """None: Ray's own would outlive this fit, and end every later stage at Ctrl-C with exit code 0.
-            The job's handler raises KeyboardInterrupt, and leaving the cluster ends the workers."""
+            The job's handler asks the workers to stop, or raises KeyboardInterrupt: leaving the cluster ends them."""
+
+    from rayrlhf.training.supervised import request_path
 
     train = stage.train
     resources = {"CPU": train.cpus_per_worker}
@@ -242,10 +246,30 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # of the version 2 class
         ),
     )
+    request = _Request(request_path(stage.run, stage.name))
+    request.withdraw()
     try:
-        return str(trainer.fit().return_value)
+        with stopping.after_step(stage.name, request.make):
+            return str(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise _cause(stage.name, error) from error
+    finally:
+        request.withdraw()
+
+
+class _Request:
+    """A file that asks the workers to stop after their step; they may be on other nodes, as the run's files are."""
+
+    def __init__(self, path: str) -> None:
+        self._filesystem, self._path = fsspec.core.url_to_fs(path)
+
+    def make(self) -> None:
+        self._filesystem.makedirs(os.path.dirname(self._path), exist_ok=True)
+        self._filesystem.pipe_file(self._path, b"")
+
+    def withdraw(self) -> None:
+        if self._filesystem.exists(self._path):
+            self._filesystem.rm_file(self._path)
 
 
 def _cause(name: str, error: BaseException) -> RayRLHFError:

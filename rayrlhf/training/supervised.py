@@ -19,6 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import fsspec
 import torch
 import torch.distributed as dist
 
@@ -49,6 +50,20 @@ LABELS = {
     "optim/grad_norm": "norm",
     "perf/tokens_per_s": "tokens/s",
 }
+
+
+_LOOK_EVERY_S = 1.0  # for a request to stop: an object store's answer may take a tenth of it
+
+
+def request_path(run: RunConfig, name: str) -> str:
+    """The file by which the driver asks the workers of the stage to stop after their step."""
+    return f"{run.directory}/.stop-{name}"
+
+
+def has_request(run: RunConfig, name: str) -> bool:
+    """Whether it is there."""
+    filesystem, path = fsspec.core.url_to_fs(request_path(run, name))
+    return bool(filesystem.exists(path))
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class Supervised:
             self.tokenizer = with_template(self.tokenizer, stage.chat_template)
         self.newest = stage.resume_from  # step directory of the newest checkpoint
         self.demonstrations: Sequence[Row] = ()
+        self.looked = time.monotonic()  # for a request to stop
         self.seconds_before = self._start()
 
     def _start(self) -> float:
@@ -104,9 +120,9 @@ class Supervised:
         return self._load(self.newest) if self.newest else 0.0
 
     def fit(self, train: Iterable[list[Row]], validation: list[Row], demonstrations: Sequence[Row] = ()) -> str:
-        """Train over `train`'s minibatches from the first one on; returns the finished stage directory
-        ("" but on rank 0).  With `demonstrations` a model is validated and saved with its
-        scores shifted.  Raises DivergenceError when rolling back did not help."""
+        """Train over `train`'s minibatches from the first one on; returns the finished stage directory, or when the
+        driver asked to stop the newest ("" but on rank 0).  With `demonstrations` a model is validated and saved
+        with its scores shifted.  Raises DivergenceError when rolling back did not help."""
         self.demonstrations = demonstrations
         stopping, total = self.train.early_stopping, self.stage.total_steps
         report = _Report(self.stage, self.progress.step) if self.engine.rank == 0 else None
@@ -128,8 +144,11 @@ class Supervised:
                 is_final = is_last and not stopping
                 # what a rollback goes back to must be from before the trouble
                 is_due = _is_due(step, self.train.save_every) and not self.engine.problem
-                if is_best or is_final or is_due:
+                is_asked = self._is_asked_to_stop() and not self.engine.problem and not is_last
+                if is_best or is_final or is_due or is_asked:
                     path = self._save(metrics, is_best, is_final)
+                if is_asked:
+                    return path
         finally:
             if report is not None:
                 report.close()
@@ -144,6 +163,14 @@ class Supervised:
         if stopping and self.engine.rank == 0:
             path = make_final(self.stage.run.stage(self.stage.name), self.progress.best_step, self._seconds())
         return path
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether the driver has left its request; all ranks know the same."""
+        flag = [0.0]
+        if self.engine.rank == 0 and time.monotonic() - self.looked >= _LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            flag = [float(has_request(self.stage.run, self.stage.name))]
+        return bool(distributed.sum_over_ranks({"stop_max": flag[0]}, self.engine.device)["stop_max"])
 
     def _guarded_step(self, rows: list[Row]) -> tuple[dict[str, float], str, str]:
         """The next minibatch, and what came of it: (metrics, a note for the console, why to stop)."""

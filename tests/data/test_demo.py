@@ -80,6 +80,7 @@ def test_gold_judges_the_response_alone() -> None:
         demo.gold(["a", "b"], ["c"])
 
 
+@pytest.mark.slow
 def test_tables_do_not_depend_on_blocks_and_splits_do_not_meet(ray_local: None) -> None:
     from ray import data
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from cluster import bring_up
 from cluster.layout import PoolPlan, RolePlan
+from cluster.memory import Memory
 from jobs import cli, command
 from rayrlhf.checkpoint import StageWriter
 from rayrlhf.config import Section, load
@@ -40,7 +42,7 @@ def command_line(monkeypatch) -> None:
 
 def plan(config: Config) -> list[RolePlan]:
     pool = PoolPlan("all", 1, config.cpus, 0.0, "PACK")
-    return [RolePlan("policy", 1, config.cpus, 0.0, 0.5, 1, pool, (0,))]
+    return [RolePlan("policy", 1, config.cpus, 0.0, Memory(0.5), 1, pool, (0,))]
 
 
 def nothing(config: Config) -> None:
@@ -145,6 +147,23 @@ def test_relative_root_in_a_submitted_job(calls, capsys, monkeypatch):
     assert job(calls) == 2
     assert calls == [] and "run.root=$PWD/runs" in capsys.readouterr().err
     assert job(calls, "run.root=/shared/runs") == 0
+
+
+def test_ranks_on_several_nodes_do_not_save_to_an_object_store():
+    pool = PoolPlan("all", 2, 1.0, 0.0, "PACK")
+    trained = RolePlan("policy", 2, 1.0, 0.0, Memory(0.5, optimizer=1.0), 1, pool, (0, 1))
+    frozen = RolePlan("reference", 2, 1.0, 0.0, Memory(0.5, weights=1.0), 1, pool, (0, 1))
+    there = Config(run=RunConfig(name="demo", root="s3://bucket/runs"))
+    command._check_shared(there, {"ppo": [trained]}, 1)
+    command._check_shared(there, {"ppo": [frozen]}, 2)
+    command._check_shared(Config(), {"ppo": [trained]}, 2)
+    with pytest.raises(
+        ConfigError, match="run.root=s3://bucket/runs is an object store, and the 2 actor\\(s\\) of policy"
+    ):
+        command._check_shared(there, {"prepare": [], "ppo": [frozen, trained]}, 2)
+    with pytest.raises(ConfigError, match="of critic"):
+        command._check_shared(there, {"ppo": [replace(trained, name="critic", ranks=1)]}, 2)
+    command._check_shared(there, {"sft": [replace(trained, name="sft", ranks=1)]}, 2)
 
 
 def test_user_errors_are_one_message_and_the_cluster_is_left(calls, capsys):

@@ -1,4 +1,4 @@
-"""Ctrl-C and a failing stage: finished stages stay, nothing half-written counts, no process is left."""
+"""Ctrl-C ends a run after its step, with a checkpoint, the second time at once; a failing stage; no process is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from rayrlhf.checkpoint import find_stage
-from rayrlhf.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 SHORT = "jobs/configs/demo_short.yaml"
@@ -73,16 +72,28 @@ def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder
     else:
         raise AssertionError("".join(seen[-40:]))
     assert left(ray_folder), "the test would not notice a process that stays"
-    job.send_signal(signal.SIGINT)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     rest, _ = job.communicate(timeout=90)
     assert job.returncode == 130, rest
-    assert "interrupted; finished stages are kept" in rest
+    assert "stopping after this step" in rest and "pretrain: stopped after a whole step, and saved it" in rest
     assert_nothing_left(ray_folder)
     run = tmp_path / "demo-short"
     assert find_stage(f"{run}/prepare").manifest["is_final"]
-    with pytest.raises(CheckpointError):
-        find_stage(f"{run}/pretrain")
-    assert (run / "report.html").exists()
+    cut = find_stage(f"{run}/pretrain").manifest
+    assert 3 <= cut["step"] < 60 and not cut["is_final"] and f"pretrain {cut['step'] + 1:>2}/60" not in rest
+    assert (run / "report.html").exists() and not list(run.glob(".stop*"))
+
+    again = start(ray_folder, "pipeline", SHORT, f"run.root={tmp_path}")
+    assert again.stdout is not None
+    for line in again.stdout:
+        assert f"pretrain {cut['step']:>2}/60" not in line, "it goes on after the step that was saved"
+        if f"pretrain {cut['step'] + 2:>2}/60" in line:
+            break
+    again.send_signal(signal.SIGINT)
+    again.send_signal(signal.SIGTERM)  # the second one ends it at once
+    rest, _ = again.communicate(timeout=90)
+    assert again.returncode == 130 and "interrupted; finished stages are kept" in rest, rest
+    assert_nothing_left(ray_folder)
 
 
 def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
@@ -106,11 +117,13 @@ def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
             break
     else:
         raise AssertionError("".join(seen[-40:]))
-    job.send_signal(signal.SIGINT)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     rest, _ = job.communicate(timeout=90)
     assert job.returncode == 130, rest
     assert "Exception ignored" not in rest and "Started a local Ray" not in rest, rest
     assert_nothing_left(ray_folder)
+    cut = find_stage(f"{tmp_path}/cut/ppo").manifest
+    assert cut["step"] >= 3 and not cut["is_final"] and "ppo: stopped after a whole step" in rest
 
 
 def test_a_failing_stage_is_named_and_leaves_no_process(tmp_path, ray_folder):

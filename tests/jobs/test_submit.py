@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from rayrlhf.checkpoint import find_stage
 from tests.jobs.test_ppo import assert_invariants, overrides, rows_of
@@ -38,6 +38,10 @@ class Cluster:
         command = [sys.executable, "-m", "jobs.cli", tool, "--address", self.dashboard, *arguments]
         return self._run(command, timeout_s)
 
+    def local(self, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`rayrlhf cluster`, of the cluster in this environment's cache."""
+        return self._run([sys.executable, "-m", "jobs.cli", "cluster", action, *arguments], 150)
+
     def _run(self, command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
@@ -51,56 +55,48 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head node of its own, with its own token and ports; its processes end with it."""
-    port, dashboard = free_port(), free_port()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`rayrlhf cluster up` with its own token and ports; its processes end with `rayrlhf cluster down`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAYRLHF_CACHE": str(tmp_path_factory.mktemp("cache")),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    # a short path: Ray's sockets lie in it, and may have 107 characters at most
-    temporary = Path(f"/tmp/ray-{secrets.token_hex(3)}")
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        "--num-cpus=4",
-    ]
-    command += [
-        "--object-store-memory=268435456",
-        "--dashboard-host=127.0.0.1",
-        f"--temp-dir={temporary}",
-        f"--dashboard-agent-listen-port={free_port()}",  # it starts jobs; the usual port is another Ray's too
-    ]
-    head = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    made = Cluster(f"http://127.0.0.1:{dashboard}", environment)
+    temporary = f"/tmp/ray-{secrets.token_hex(3)}"
+    made = Cluster(f"http://127.0.0.1:{free_port()}", environment)
+    ports = [f"--port={free_port()}", f"--dashboard-port={made.dashboard.rpartition(':')[2]}"]
+    options = [*ports, f"--metrics-port={free_port()}", f"--temp-dir={temporary}", "--object-store-mib=256"]
+    started = made.local("up", *options, "--cpus=4")
     try:
-        for _ in range(120):
-            # the agent that starts jobs is ready some seconds after the dashboard
-            probe = made.ray("job", "submit", "--no-wait", "--address", made.dashboard, "--", "true", timeout_s=90)
-            if probe.returncode == 0:
-                break
-            assert head.poll() is None, "ray start ended"
-            time.sleep(0.5)
-        else:
-            raise AssertionError(probe.stdout + probe.stderr)
+        assert started.returncode == 0 and made.dashboard in started.stdout, started.stdout + started.stderr
         yield made
     finally:
-        for process in psutil.process_iter():
-            try:
-                if str(temporary) in " ".join(process.cmdline()):
-                    process.kill()
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        head.wait(30)
+        ended = made.local("down", "--force")
+        left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if temporary in str(process.info)]
         shutil.rmtree(temporary, ignore_errors=True)
+        assert ended.returncode == 0 and not left, (ended.stderr, left)
+
+
+def test_a_cluster_that_is_up_is_not_started_again_and_says_what_it_has(cluster):
+    again = cluster.local("up")
+    assert again.returncode == 0 and again.stdout.startswith("up already\n") and cluster.dashboard in again.stdout
+    other = cluster.local("up", "--nodes", "3")
+    assert other.returncode == 2 and "up already, with nodes=1, not 3" in other.stderr
+    told = cluster.local("status").stdout
+    assert f"{cluster.dashboard}   Ray {ray.__version__}   asks for a token" in told
+    [head] = [line.split() for line in told.splitlines() if line.startswith("head ")]
+    assert head[2:4] == ["4", "0"] and head[5] == "0.2", "CPUs, GPUs, object store"
+    assert "running jobs: none" in told
+    elsewhere = cluster.local("status", "--address", cluster.dashboard, "--wait-nodes", "2", "--timeout", "0.1")
+    assert elsewhere.returncode == 2 and "has 1 live nodes, not 2, after 0.1 s" in elsewhere.stderr
+
+
+def test_its_metrics_are_exported(cluster):
+    state = json.loads(Path(cluster.environment["RAYRLHF_CACHE"], "local_cluster.json").read_text())
+    url = f"http://{state['ip']}:{state['settings']['metrics_port']}/metrics"
+    assert b"# TYPE ray_" in urllib.request.urlopen(url, timeout=10).read()
 
 
 def test_a_submitted_ppo_job_succeeds(cluster, tiny_model, reward_folder, prompts_file, tmp_path):
@@ -147,6 +143,9 @@ def test_a_request_without_the_token_is_refused(cluster):
         headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
     )
     assert urllib.request.urlopen(request, timeout=10).status == 200
+    without = Cluster(cluster.dashboard, {**cluster.environment, "RAY_AUTH_MODE": "disabled"}).rayrlhf("jobs")
+    assert without.returncode == 2 and "where it asks for a token set RAY_AUTH_MODE=token" in without.stderr
+    assert "Traceback" not in without.stderr
 
 
 def test_submit_follows_a_job_to_its_end_and_names_it(cluster, tmp_path):
@@ -181,8 +180,27 @@ def test_a_job_that_runs_can_be_left_and_stopped(cluster, tmp_path):
     assert left.returncode == 0
     name = left.stdout.split()[1]
     assert name.startswith("sums-prepare-")
+    busy = cluster.local("down")
+    assert busy.returncode == 2 and f"{name} still runs: `rayrlhf stop ID`" in busy.stderr
     stopped = cluster.rayrlhf("stop", name)
     assert stopped.returncode == 0 and stopped.stdout.endswith(f"{name}: STOPPED\n")
+
+
+@pytest.mark.slow
+def test_a_stopped_job_has_saved_its_step(cluster, tiny_model, reward_folder, prompts_file, tmp_path):
+    more = {"loop.steps": 1500, "loop.save_every": 1500, "loop.evaluate_every": 1500, "rollout.engine": "transformers"}
+    keys = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+    assert cluster.rayrlhf("submit", "ppo", *keys, "--no-wait", "--id", "long").returncode == 0
+    for _ in range(240):
+        if "ppo    2/1500" in cluster.rayrlhf("logs", "long").stdout:
+            break
+        time.sleep(0.5)
+    stopped = cluster.rayrlhf("stop", "long")
+    assert stopped.returncode == 0 and stopped.stdout.endswith("long: STOPPED\n")
+    logs = cluster.rayrlhf("logs", "long").stdout
+    assert "stopping after this step" in logs and "ppo: stopped after a whole step" in logs, logs[-2000:]
+    saved = find_stage(str(tmp_path / "tiny" / "ppo")).manifest
+    assert 2 <= saved["step"] < 1500 and not saved["is_final"]
 
 
 def run_cli(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -55,6 +55,7 @@ def fine_tune(job: Any, cls: Any, root: Path, name: str, model: str, train: str,
     return str(job.run(config))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_sft_is_the_same_with_one_worker_and_padding_as_with_two_and_packing(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path
@@ -176,7 +177,13 @@ def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
     ("loss", "rows", "more", "first"),
     [
         ("pairwise", "pairs", ["margin=0.5"], math.log(1 + math.exp(2))),  # scores start near 0: half of margin 4
-        ("ranking", "ranked", ["train.num_workers=2", "train.engine.zero_stage=3"], math.log(2)),
+        pytest.param(
+            "ranking",
+            "ranked",
+            ["train.num_workers=2", "train.engine.zero_stage=3"],
+            math.log(2),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("regression", "scored", ["train.num_workers=2"], None, marks=pytest.mark.slow),
         pytest.param("binary", "labelled", [], math.log(2), marks=pytest.mark.slow),
     ],
