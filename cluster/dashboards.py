@@ -70,8 +70,10 @@ def dashboard() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
-    return json.dumps(dashboard(), indent=1) + "\n"
+    """The file's content, a panel a line."""
+    whole = dashboard()
+    panels = ",\n  ".join(map(json.dumps, whole.pop("panels")))
+    return f'{json.dumps(whole, indent=1)[:-2]},\n "panels": [\n  {panels}\n ]\n}}\n'
 
 
 def install(folder: str | os.PathLike[str]) -> Path:

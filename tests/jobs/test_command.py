@@ -54,7 +54,7 @@ def calls(monkeypatch) -> list[str]:
     """What happened, in order; no Ray is started."""
     happened: list[str] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(bring_up, "connect", lambda: happened.append("connect"))
+    monkeypatch.setattr(bring_up, "connect", lambda metadata: happened.append("connect"))
     monkeypatch.setattr(bring_up, "disconnect", lambda: happened.append("disconnect"))
     monkeypatch.setattr(bring_up, "nodes", lambda: [{"CPU": 4.0, "memory": 8.0 * 2**30}])
     monkeypatch.setattr(bring_up, "planned_nodes", lambda: [{"CPU": 4.0, "memory": 8.0 * 2**30}])
@@ -238,7 +238,7 @@ from jobs import command
 from rayrlhf.checkpoint import StageWriter
 from rayrlhf.config import Section, load
 
-def connect():
+def connect(metadata):
     import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as ray.init does
     print("connected", flush=True)
@@ -372,7 +372,7 @@ def test_what_a_failed_run_still_reads_is_closed_before_the_cluster_is_left(monk
         except ValueError as error:
             raise DataError("the first row is wrong") from error
 
-    monkeypatch.setattr(bring_up, "connect", lambda: events.append("connected"))
+    monkeypatch.setattr(bring_up, "connect", lambda metadata: events.append("connected"))
     monkeypatch.setattr(bring_up, "disconnect", lambda: events.append("left"))
     monkeypatch.setattr(bring_up, "nodes", lambda: [{"CPU": 4.0, "memory": 2.0**34}])
     assert command.main("job", Config, nothing, plan, run, []) == 2
