@@ -271,7 +271,9 @@ def _metadata(name: str, config: Any) -> dict[str, str]:
     """What the dashboard says of the job; `config` is a hash, equal where configurations are."""
     run = getattr(config, "run", None)
     found = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
-    return {"job": name, "run": run.name if run is not None else "", "config": found}
+    named = run.name if run is not None else ""
+    # the dashboard shows job_name
+    return {"job_name": "/".join(filter(None, [named, name])), "job": name, "run": named, "config": found}
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -83,7 +83,7 @@ def submit(argv: Sequence[str]) -> int:
             entrypoint=entrypoint,
             submission_id=name,
             runtime_env={"working_dir": ".", "excludes": EXCLUDED, "env_vars": variables},
-            metadata={"job": given.job, "run": run.get("name") or "", "from": os.getcwd()},
+            metadata={"job_name": name, "job": given.job, "run": run.get("name") or "", "from": os.getcwd()},
             entrypoint_num_cpus=given.cpus,
             entrypoint_num_gpus=given.gpus,
         )

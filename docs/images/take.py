@@ -26,8 +26,6 @@ WIDTH, HEIGHT = 1400, 820
 TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
 # file -> page, and the section of it that is opened and shown
 PAGES = {
-    "overview": ("overview", ""),
-    "jobs": ("jobs", ""),
     "actors": ("actors", ""),
     "job": ("jobs/{job}", ""),
     "placement": ("jobs/{job}", "Placement Group Table"),

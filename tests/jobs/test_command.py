@@ -377,3 +377,14 @@ def test_what_a_failed_run_still_reads_is_closed_before_the_cluster_is_left(monk
     monkeypatch.setattr(bring_up, "nodes", lambda: [{"CPU": 4.0, "memory": 2.0**34}])
     assert command.main("job", Config, nothing, plan, run, []) == 2
     assert events == ["connected", "closed", "left"]
+
+
+def test_what_the_dashboard_says_of_a_job():
+    from jobs.ppo import PPOConfig
+    from rayrlhf.config import load
+
+    given = ["run.name=try", "policy_model=p", "reward_model=r", "prompts.train=t", "prompts.max_tokens=8"]
+    one = command._metadata("ppo", load(PPOConfig, None, given))
+    assert (one["job_name"], one["job"], one["run"], len(one["config"])) == ("try/ppo", "ppo", "try", 12)
+    assert command._metadata("ppo", load(PPOConfig, None, given)) == one
+    assert command._metadata("ppo", load(PPOConfig, None, [*given, "run.seed=1"]))["config"] != one["config"]

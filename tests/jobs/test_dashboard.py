@@ -132,5 +132,6 @@ def assert_names(seen: dict[str, Any]) -> None:
     assert all(name for name, _ in actors), f"every actor has a name: {actors}"
     assert seen["groups"] == ["tiny/ppo/all"]
     [job] = seen["jobs"]
-    assert (job["job"], job["run"]) == ("ppo", "tiny") and re.fullmatch(r"[0-9a-f]{12}", job["config"])
+    assert (job["job_name"], job["job"], job["run"]) == ("tiny/ppo", "ppo", "tiny")
+    assert re.fullmatch(r"[0-9a-f]{12}", job["config"])
     assert {"policy-0.start", "rollout-0.generate", "reward-0.scores", "critic-0.values"} <= set(seen["tasks"])
