@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")  # the `ray` of this environment, whatever PATH says
 # Ray puts sockets under it, whose paths may have 107 characters: node, session, `sockets` and their names take 70
+WORKER_PORTS = range(10002, 20000)  # the defaults of `ray start`
 TEMP_DIR_LENGTH = 36
 _STOP_S = 20.0  # for Ray to end by itself
 _MIB = 2**20
@@ -150,6 +151,11 @@ def check(settings: Settings) -> None:
     if len(set(ports.values())) < len(ports):
         raise ConfigError(f"each port needs a number of its own: {', '.join(f'{k}={v}' for k, v in ports.items())}")
     for option, port in ports.items():
+        if port in WORKER_PORTS:
+            raise ConfigError(
+                f"{option}={port} is among those that Ray gives its workers, {WORKER_PORTS[0]} to {WORKER_PORTS[-1]}: "
+                "set another"
+            )
         if not is_free(port):
             raise ConfigError(f"port {port} is taken, by another Ray perhaps: set {option} to a free one")
     folder = Path(settings.temp_dir)

@@ -51,6 +51,7 @@ def test_what_cannot_be_started_is_refused_before_anything_starts(cache, monkeyp
         taken.listen()
         port = taken.getsockname()[1]
         for wrong, told in [
+            (settings(port=16379), r"--port=16379 is among those that Ray gives its workers, 10002 to 19999"),
             (settings(dashboard_port=port), f"port {port} is taken, by another Ray perhaps: set --dashboard-port"),
             (settings(port=7001, metrics_port=7001), "each port needs a number of its own: --port=7001"),
             (settings(temp_dir="/tmp/" + "x" * 40), "give an absolute path of at most 36 characters"),
