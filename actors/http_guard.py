@@ -37,8 +37,12 @@ class HttpGuard:
             await send(message)
 
         try:
-            if scope["path"] != HEALTH:
-                self._check_key(headers.get("authorization", ""))
+            if scope["path"].removeprefix(scope.get("root_path", "")) == HEALTH:  # no key, so no body is read either
+                await self.app(scope, _replayed(b"", receive), notice)
+                return
+            self._check_key(headers.get("authorization", ""))
+            # the key goes no further: the replicas are handed a request's headers
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
             body = await self._read(headers, receive)
             await self.app(scope, _replayed(body, receive), notice)
         except Exception as error:

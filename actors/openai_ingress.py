@@ -66,9 +66,13 @@ class ScoreBody(BaseModel):
         """(prompt, response) of each text to score; ApiError where the request makes no sense."""
         if (self.messages is None) == (self.text_2 is None) or (self.text_1 is None) != (self.text_2 is None):
             raise ApiError(400, "give text_1 (prompts) and text_2 (their responses), or messages")
+        if self.messages == []:
+            raise ApiError(400, "messages is empty", None, "messages")
         if self.messages is not None:
             return [_last_apart(conversation) for conversation in _conversations(self.messages)]
         prompts, responses = _listed(self.text_1), _listed(self.text_2)
+        if not responses:
+            raise ApiError(400, "text_2 has no response", None, "text_2")
         if len(prompts) == 1:
             prompts *= len(responses)
         if len(prompts) != len(responses):
@@ -113,6 +117,7 @@ class Ingress(OpenAiIngress):
         self._scorers, self._splits, self._limits, self._deployments = scorers, splits, limits, deployments
         self._created = int(time.time())
         self._health: tuple[float, list[str]] = (0.0, [])
+        self._asking = asyncio.Lock()
 
     def resolve(self, name: str | None, user: str | None = None) -> str:
         """The language model that answers a request for `name`; ApiError for none."""
@@ -185,10 +190,11 @@ class Ingress(OpenAiIngress):
 
     async def health(self) -> Response:
         """200 when every model has a replica that runs, else 503 with those that have none."""
-        asked, down = self._health
-        if time.monotonic() - asked > 1:  # anyone may ask, and the answer costs the controller a call
-            down = await asyncio.to_thread(self._down)
-            self._health = time.monotonic(), down
+        async with self._asking:
+            asked, down = self._health
+            if time.monotonic() - asked > 1:  # anyone may ask, and the answer costs the controller a call
+                down = await asyncio.to_thread(self._down)
+                self._health = time.monotonic(), down
         content = {"status": "unhealthy", "no_replica": down} if down else {"status": "ok"}
         return JSONResponse(content, status_code=503 if down else 200)
 
@@ -210,7 +216,7 @@ def _refusals() -> Iterator[None]:
 
 
 def apply_limits(body: Any, limits: RequestLimits) -> None:
-    """ApiError where a chat or completions request asks for too much; bounds one that sets no bound itself."""
+    """ApiError where a chat or completions request asks for too much; bounds what a completion has by default."""
     prompts = getattr(body, "prompt", None)
     is_batch = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
     _check_number((body.n or 1) * (len(prompts) if is_batch and prompts else 1), limits, "answers")
@@ -220,7 +226,9 @@ def apply_limits(body: Any, limits: RequestLimits) -> None:
     newer = getattr(body, "max_completion_tokens", None)
     asked = newer if newer is not None else body.max_tokens
     if asked is None:
-        body.max_tokens = cap
+        return  # the engine bounds it, by its context too
+    if newer is None and "max_tokens" not in body.model_fields_set:
+        body.max_tokens = min(asked, cap)  # a default of the protocol's, 16
     elif asked > cap:
         key = "max_tokens" if newer is None else "max_completion_tokens"
         raise ApiError(400, f"{key}={asked} exceeds the {cap} tokens that this server gives an answer", param=key)

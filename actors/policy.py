@@ -45,4 +45,6 @@ class PolicyRank(EngineRank):
         """Rank 0: for each bucket of full weights by Hugging Face name, its place in the object store
         and each tensor's digest.  The other ranks help to gather and return None."""
         buckets = self.learner.engine.weight_buckets(bucket_bytes)
-        return self.answer([put(bucket) for bucket in buckets if bucket is not None])
+        places = [put(bucket) for bucket in buckets if bucket is not None]
+        self.learner.engine.leave_gpu()
+        return self.answer(places)

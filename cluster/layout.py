@@ -53,8 +53,11 @@ class RolePlan:
 
     @property
     def node_gib(self) -> float:
-        """What one actor holds of its node's memory."""
-        return self.memory.process if self.gpus else self.memory.total
+        """What one actor holds of its node's memory, with what it moves there from its GPU."""
+        if not self.gpus:
+            return self.memory.total
+        moved = self.memory.weights if self.name == "rollout" else self.memory.optimizer
+        return self.memory.process + (moved if self.offload else 0.0)
 
 
 def plan(layout: LayoutConfig, memory: Mapping[str, Memory] | None = None) -> list[RolePlan]:

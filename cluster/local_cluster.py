@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -94,7 +95,7 @@ def default_temp_dir() -> str:
 
 def state_file() -> Path:
     """Where the cluster that this user has started is written down."""
-    return cache_dir() / "local_cluster.json"
+    return cache_dir() / f"local_cluster-{socket.gethostname()}.json"  # a home directory may be several machines'
 
 
 def read() -> LocalCluster | None:
@@ -181,11 +182,14 @@ def stop(cluster: LocalCluster) -> int:
         process = _process(node)
         if process is None:
             continue
-        family = [process, *process.children(recursive=True)]
-        process.terminate()
+        family = [process]
+        with suppress(psutil.NoSuchProcess):  # it may end by itself at any moment
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
         _, left = psutil.wait_procs(family, timeout=_STOP_S)
         for survivor in left:
-            survivor.kill()
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
         psutil.wait_procs(left, timeout=_STOP_S)
         ended += len(family)
     state_file().unlink(missing_ok=True)
@@ -226,7 +230,7 @@ def _start_node(cluster: LocalCluster, number: int) -> Node:
         options += [f"--address={cluster.address}", "--num-gpus=0"]  # the machine's GPUs are there once: the head's
     with _log(settings, number).open("w") as log:
         process = _spawn([*RAY, "start", "--block", *options], log)
-    return Node(process.pid, psutil.Process(process.pid).create_time(), agent_port, metrics_port)
+    return Node(process.pid, since_boot(psutil.Process(process.pid)), agent_port, metrics_port)
 
 
 def _spawn(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
@@ -275,10 +279,17 @@ def _process(node: Node) -> psutil.Process | None:
 
     try:
         process = psutil.Process(node.pid)
-        same = abs(process.create_time() - node.started) < 0.1
+        same = abs(since_boot(process) - node.started) < 0.1
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def since_boot(process: psutil.Process) -> float:
+    """When it was started, in seconds since the machine was: the clock may be set meanwhile."""
+    import psutil
+
+    return process.create_time() - psutil.boot_time()
 
 
 def _own_ip() -> str:

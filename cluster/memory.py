@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from rayrlhf.models.targets import Shapes, linear_layers
 from rayrlhf.training.config import EngineConfig
@@ -96,9 +97,31 @@ def frozen(shapes: Shapes, forward_tokens: int, precision: str = "float32", has_
     return Memory(_PROCESS_GIB, _FLOAT32 * parameters(shapes) / _GIB, 0.0, held / _GIB)
 
 
-def sampler(shapes: Shapes, kv_cache_gib: float, dtype: str = "float32") -> Memory:
-    """A vLLM engine."""
-    return Memory(_ENGINE_GIB, _BYTES[dtype] * parameters(shapes) / _GIB, cache=kv_cache_gib)
+def rewarding(shapes: Shapes, forward_tokens: int, function: str | None) -> Memory:
+    """A reward model, or what a reward `function` takes by itself: a process and a tokenizer."""
+    return Memory(_PROCESS_GIB) if function else frozen(shapes, forward_tokens, has_logits=False)
+
+
+class Engine(Protocol):
+    """What `sampler` reads of `actors.config.RolloutConfig`."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def kv_cache_gib(self) -> float: ...
+    @property
+    def tensor_parallel(self) -> int: ...
+
+
+def sampler(shapes: Shapes, config: Engine) -> Memory:
+    """A vLLM engine, over its `tensor_parallel` workers together; or its twin in transformers, whose cache grows with
+    what it samples."""
+    weights = _BYTES[config.dtype] * parameters(shapes) / _GIB
+    if config.engine != "vllm":
+        return Memory(_PROCESS_GIB, weights)
+    return Memory(_ENGINE_GIB * config.tensor_parallel, weights, cache=config.kv_cache_gib * config.tensor_parallel)
 
 
 def _activations(shapes: Shapes, tokens: int, precision: str, has_logits: bool, has_gradients: bool) -> float:

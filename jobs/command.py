@@ -251,20 +251,18 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
 
 
 def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int) -> None:
-    """The parts of a checkpoint are written to one folder, which for an object store is a folder of one node until it
-    is uploaded.  Raises ConfigError where those who write them may be on several nodes."""
+    """What is read from an object store comes to a folder of one node, and what is written goes through one.  Raises
+    ConfigError where actors may be on several."""
     root = config.run.root if getattr(config, "run", None) is not None else ""
     if "://" not in root or num_nodes == 1:
         return
     for roles in plans.values():
         for role in roles:
-            # of PPO's roles the job itself, which may be on yet another node, makes the checkpoint
-            if role.memory.optimizer and (role.ranks > 1 or role.name in ("policy", "critic")):
-                raise ConfigError(
-                    f"run.root={root} is an object store, and the {role.ranks} actor(s) of {role.name} may be on any "
-                    f"of the {num_nodes} nodes: each would leave its part of a checkpoint on its own node's disk. Put "
-                    "run.root on a file system that all nodes share, or use a cluster of one node"
-                )
+            raise ConfigError(
+                f"run.root={root} is an object store, and {role.name} may be on any of the {num_nodes} nodes: models "
+                "that it reads come to one node, and its part of a checkpoint would stay on its own. Put run.root on "
+                "a file system that all nodes share, or use a cluster of one node"
+            )
 
 
 def _metadata(name: str, config: Any) -> dict[str, str]:

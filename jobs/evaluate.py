@@ -196,8 +196,8 @@ def plan_for(config: EvaluateConfig, shapes: dict[str, Shapes]) -> list[RolePlan
     from cluster import layout, memory
 
     needs = {role: memory.frozen(shapes[role], config.forward_tokens) for role in ("reference", "base")}
-    needs["reward"] = memory.frozen(shapes["reward"], config.forward_tokens, has_logits=False)
-    needs["rollout"] = memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype)
+    needs["reward"] = memory.rewarding(shapes["reward"], config.forward_tokens, config.reward_function)
+    needs["rollout"] = memory.sampler(shapes["rollout"], config.rollout)
     return layout.plan(evaluation_layout(config.layout), needs)
 
 

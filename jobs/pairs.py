@@ -141,8 +141,8 @@ def plan_for(config: PairsConfig, shapes: dict[str, Shapes]) -> list[RolePlan]:
     from cluster import layout, memory
 
     needs = {
-        "rollout": memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype),
-        "reward": memory.frozen(shapes["reward"], config.forward_tokens, has_logits=False),
+        "rollout": memory.sampler(shapes["rollout"], config.rollout),
+        "reward": memory.rewarding(shapes["reward"], config.forward_tokens, config.reward_function),
     }
     return layout.plan(config.layout.only(ROLES), needs)
 

@@ -292,8 +292,8 @@ def plan_for(config: PPOConfig, shapes: Mapping[str, Shapes], num_adapter: dict[
 
     tokens, precision = config.policy.forward_tokens, config.policy.engine.precision
     needs = {
-        "rollout": memory.sampler(shapes["rollout"], config.rollout.kv_cache_gib, config.rollout.dtype),
-        "reward": memory.frozen(shapes["reward"], tokens, has_logits=False),
+        "rollout": memory.sampler(shapes["rollout"], config.rollout),
+        "reward": memory.rewarding(shapes["reward"], tokens, config.reward_function),
     }
     if "reference" in shapes:
         needs["reference"] = memory.frozen(shapes["reference"], tokens, precision)
@@ -468,7 +468,14 @@ async def _start(
         deadline,
         config.layout.roles["rollout"].offload,
     )
-    await asyncio.gather(*(g.start(config.start_deadline_s) for g in groups.values()))
+    rollout_group = groups["rollout"]
+    if config.layout.roles["rollout"].offload:
+        # vLLM measures its GPU as it starts and as it falls asleep: nobody else may be loading there
+        await rollout_group.start(config.start_deadline_s)
+        others = [group for group in groups.values() if group is not rollout_group]
+        await asyncio.gather(*(group.start(config.start_deadline_s) for group in others))
+    else:
+        await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
     publisher = Publisher(groups["policy"], groups["rollout"])
     parts: dict[str, Any] = {"critic": NoCritic(), "reference": AdapterOff(groups["policy"])} | groups
     if config.algorithm.critic_warmup_steps:

@@ -28,14 +28,13 @@ from jobs.serve_config import (
     is_reward_model,
     split_arguments,
 )
+from jobs.serve_follow import Follower
 from rayrlhf.checkpoint import model_folder, stage_hash
 from rayrlhf.config import from_tree
-from rayrlhf.errors import ConfigError, ResourceError, RoleError, UserError
+from rayrlhf.errors import ConfigError, ResourceError, RoleError
 from rayrlhf.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cluster.layout import RolePlan
 
 APP_NAME = "rayrlhf"
@@ -112,6 +111,8 @@ def llm_settings(served: Served, folder: str, config: ServeConfig) -> dict[str, 
     }
     if served.max_model_len is not None:
         engine["max_model_len"] = served.max_model_len
+    if config.limits.max_tokens is not None:  # of requests that set no bound, within what the context leaves
+        engine["override_generation_config"] = {"max_new_tokens": config.limits.max_tokens}
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": served.name, "model_source": folder},
         "server_cls": "actors.llm_server:StoppingServer",
@@ -128,7 +129,11 @@ def llm_settings(served: Served, folder: str, config: ServeConfig) -> dict[str, 
 
 
 def build(config: ServeConfig) -> Any:
-    """The Ray Serve application: a deployment for each model, and the ingress in front of them."""
+    """The Ray Serve application: a deployment for each model, and the ingress in front of them.
+
+    Raises ConfigError for models at a URI, which come to this node alone, on a cluster of several.
+    """
+    import ray
     from ray import serve
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
@@ -136,6 +141,12 @@ def build(config: ServeConfig) -> Any:
     from actors.openai_ingress import RequestLimits, ingress_class
     from actors.reward_server import RewardServer
 
+    remote = [served.model for served in config.served if "://" in served.model]
+    if remote and ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1:
+        raise ConfigError(
+            f"{', '.join(remote)}: a model at a URI is fetched to one node, and this cluster has several: copy it to a "
+            "file system that all of them share"
+        )
     writers, scorers = {}, {}
     for served in config.served:
         folder, content = model_folder(served.model), stage_hash(served.model)
@@ -201,10 +212,16 @@ def start(config: ServeConfig) -> str:
     _quiet()
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
     _check_listens(config)
+    if APP_NAME in serve.status().applications:
+        raise ConfigError(
+            f"this cluster serves {APP_NAME} already, and an application has one command that answers for it: end that "
+            "one, or let it follow newer checkpoints (follow_s)"
+        )
+    app = build(config)
     try:
-        update(config)
-    except (RoleError, ResourceError):
-        stop()
+        _deploy(app, config.start_deadline_s)
+    except BaseException:
+        stop(config.drain_s)
         raise
     return f"http://{config.host}:{config.port}/v1"
 
@@ -215,10 +232,14 @@ def update(config: ServeConfig) -> None:
 
     Raises RoleError and ResourceError as `start`.
     """
+    _deploy(build(config), config.start_deadline_s)
+
+
+def _deploy(app: Any, deadline_s: float) -> None:
     from ray import serve
 
-    serve.run_many([serve.RunTarget(build(config), name=APP_NAME)], wait_for_applications_running=False)
-    _wait_until_running(config.start_deadline_s)
+    serve.run_many([serve.RunTarget(app, name=APP_NAME)], wait_for_applications_running=False)
+    _wait_until_running(deadline_s)
 
 
 def _check_listens(config: ServeConfig) -> None:
@@ -298,15 +319,19 @@ def ask(
     return answer.choices[0].message.content or ""
 
 
-def stop() -> None:
-    """Take the application down; Serve's own actors go too unless they serve other applications.
+def stop(drain_s: float = 60.0) -> None:
+    """Take the application down, once its replicas have finished their requests, `drain_s` at most; Serve's own actors
+    go too unless they serve other applications.
 
     On a local cluster they are left to its end, which is next.
     """
     from ray import serve
 
     if APP_NAME in serve.status().applications:
-        serve.delete(APP_NAME)
+        serve.delete(APP_NAME, _blocking=False)  # blocking it gives up after 60 seconds
+        deadline = time.monotonic() + drain_s + 30
+        while APP_NAME in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.2)
     if os.environ.get("RAY_ADDRESS") and not serve.status().applications:
         serve.shutdown()
 
@@ -318,18 +343,18 @@ def run(config: ServeConfig) -> NoReturn:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     names = ", ".join(f"{served.name} from {served.model}" for served in config.served)
     console.print(f"starting {names}: about a minute")
-    marks = _marks(config)  # before: what comes while it starts is newer
+    follower = Follower(config, update, console.print)  # before: what comes while it starts is newer
+    base_url = start(follower.pinned)
     try:
-        base_url = start(config)
         console.print(f"served at {base_url} (Ctrl-C stops it). Try:\n")
         # written plainly: a wrapped line could not be pasted into a shell
         print(_example(config, base_url), flush=True)
         while True:
             time.sleep(config.follow_s or 1)
             if config.follow_s is not None:
-                marks = _roll_out(config, marks, console)
+                follower.look()
     finally:
-        stop()
+        stop(config.drain_s)
 
 
 def _example(config: ServeConfig, base_url: str) -> str:
@@ -340,29 +365,6 @@ def _example(config: ServeConfig, base_url: str) -> str:
         path, body = "score", {"model": first.name, "text_1": "The movie", "text_2": " is good"}
     key = f' -H "Authorization: Bearer ${config.api_key_env}"' if config.api_key_env else ""
     return f"curl {base_url}/{path}{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-
-
-def _marks(config: ServeConfig) -> dict[str, str]:
-    """Which checkpoint each model's path means now."""
-    return {served.name: stage_hash(served.model) for served in config.served}
-
-
-def _roll_out(config: ServeConfig, marks: dict[str, str], console: Console) -> dict[str, str]:
-    """Serve newer checkpoints than those of `marks`, if there are any; returns the newest, also where they cannot be
-    served: they are not tried twice."""
-    found = _marks(config)
-    newer = [name for name, mark in found.items() if mark != marks[name]]
-    if not newer:
-        return marks
-    console.print(f"newer: {', '.join(newer)}; rolling out")
-    try:
-        check_models(config)
-        update(config)
-    except (UserError, RoleError) as error:
-        console.print(f"not rolled out, the former replicas go on: {str(error).splitlines()[0]}")
-    else:
-        console.print(f"rolled out: {', '.join(newer)}")
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -44,7 +45,7 @@ class LimitsConfig(Section):
         default=128, ge=1, description="most answers of one request (prompts times n), or texts to score (400)"
     )
     max_ongoing: int = Field(default=256, ge=1, description="requests at a time in one replica; others wait")
-    max_queued: int = Field(default=256, ge=0, description="requests of a model that may wait (429 beyond)")
+    max_queued: int = Field(default=256, ge=1, description="requests of a model that may wait (429 beyond)")
 
 
 class ServedModel(Section):
@@ -130,6 +131,11 @@ class ServeConfig(Section):
             what = "both are" if self.models else "neither is"
             raise ValueError(f"give model=PATH for one model, or models={{NAME: PATH, ...}} for several; {what} given")
         names = [served.name for served in self.served]
+        alike = Counter(re.sub(r"[^A-Za-z0-9]+", "_", name) for name in names).most_common(1)
+        if alike[0][1] > 1:
+            raise ValueError(
+                f"{', '.join(names)}: two names differ in punctuation alone, and would be one deployment's"
+            )
         for split, weights in self.ab.items():
             if split in names:
                 raise ValueError(f"ab.{split}: a model has that name already")

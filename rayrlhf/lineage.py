@@ -12,8 +12,12 @@ from rayrlhf.checkpoint import StageDir, find_stage, stage_hash
 from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
 
-# How long to wait, what to keep, when to give up: after an error that says to raise one, the run still resumes.
-NO_INPUTS = ("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks")
+# How long to wait, what to keep, when to give up, where memory is: after an error that says to raise one, the run still
+# resumes.
+NO_INPUTS = (
+    *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
+    *("gpu_gib", "offload"),
+)
 
 
 @dataclass(frozen=True)

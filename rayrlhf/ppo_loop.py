@@ -136,9 +136,10 @@ class PPOLoop:
             else:
                 self._print(f"resumed after step {progress.step} from {await self._load()}")
             with stopping.after_step("ppo"):
-                while progress.step < self.config.steps and not stopping.asked():
+                while progress.step < self.config.steps:
                     try:
-                        await self._step(progress.step + 1)
+                        if await self._step(progress.step + 1):
+                            break
                     except DivergenceError as error:
                         await self._roll_back(error)
             return f"{self.stage_root}/step_{progress.step:06d}"
@@ -146,8 +147,9 @@ class PPOLoop:
             with suppress(ValueError):  # where a thread is reading from it still, it ends with the process
                 self.prompts.close()
 
-    async def _step(self, step: int) -> None:
-        """One RL step with what belongs to it: metrics, evaluation, checkpoint."""
+    async def _step(self, step: int) -> bool:
+        """One RL step with what belongs to it: metrics, evaluation, checkpoint.  Whether the run is to end here, as it
+        was asked to and has saved the step."""
         config, progress, began = self.config, self.progress, time.perf_counter()
         self.stopwatch.take()
         prompts = await asyncio.to_thread(next, self.prompts)
@@ -165,8 +167,10 @@ class PPOLoop:
         self.log.log(step, metrics | (self.data_counts if step == 1 else {}))
         is_best = is_evaluated and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best
-        if is_best or step % config.save_every == 0 or step == config.steps or stopping.asked():
+        is_asked = stopping.asked()
+        if is_best or step % config.save_every == 0 or step == config.steps or is_asked:
             await self._save(step, metrics, is_best)
+        return is_asked
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:
         bound = self.config.max_kl

@@ -25,7 +25,7 @@ from rayrlhf.environment import versions
 
 VARIABLE = "RAYRLHF_ROLE_LOG"  # of an actor's environment: its file
 FOLDER = "logs"  # of a run
-_LINE = re.compile(r"(\S+Z) \w+ (begin|end|failed) (\w+)")
+_LINE = re.compile(r"(\S+Z) (?:INFO|ERROR) (begin(?=.*\()|end(?=.* after )|failed(?=.* after )) (\w+)")
 _lock = threading.Lock()
 _depth = 0  # of calls in this process, which is one actor's and runs one call at a time
 

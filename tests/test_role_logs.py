@@ -22,7 +22,7 @@ class Reward(LoggedRole):
         return "checked"
 
     def scores(self, rows):
-        logging.getLogger("transformers").warning("a library's warning")
+        logging.getLogger("some.library").warning("a library's warning")
         raise ValueError("no such row")
 
     def _hidden(self):

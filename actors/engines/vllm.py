@@ -34,6 +34,10 @@ _ENVIRONMENT = {
 }
 
 
+# Share of a GPU that must be free as vLLM starts: what it takes is kv_cache_memory_bytes, and others may be on the GPU.
+_LEAST_FREE = 0.05
+
+
 class VLLMEngine:
     """See actors.engines.base.Engine."""
 
@@ -51,6 +55,7 @@ class VLLMEngine:
         self.version = 0
         self._ends, self._stops = end_tokens(folder), StopStrings(folder)
         self._in_process = config.tensor_parallel == 1
+        of_gpu: dict[str, Any] = {"gpu_memory_utilization": _LEAST_FREE} if torch.cuda.is_available() else {}
         self._llm: Any = LLM(
             model=folder,
             dtype=config.dtype,
@@ -59,6 +64,7 @@ class VLLMEngine:
             tensor_parallel_size=config.tensor_parallel,
             enforce_eager=config.enforce_eager,
             enable_sleep_mode=sleeps,
+            **of_gpu,
             # log_softmax(logits / temperature), as the trainer computes it; the default leaves
             # the temperature out
             logprobs_mode="processed_logprobs",

@@ -102,6 +102,11 @@ class Engine:
         finally:
             self._move_states(here=False)
 
+    def leave_gpu(self) -> None:
+        """Give back what torch keeps of the GPU for later, where others are to use it."""
+        if self._offloads and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _move_states(self, here: bool) -> None:
         from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 

@@ -60,6 +60,7 @@ class Learner:
             out = token_pass(rollouts, compute, budget, engine.device, engine.world_size, engine.rank)
         out = out.to(engine.device)
         dist.all_reduce(out)
+        engine.leave_gpu()
         return out.cpu()
 
     def learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[OptimizerStep]:

@@ -83,13 +83,18 @@ class Request:
     def __init__(self, **given: Any) -> None:
         self.n, self.max_tokens, self.prompt = None, None, "x"
         self.__dict__.update(given)
+        self.model_fields_set = set(given)
 
 
 def test_the_longest_answer_is_bounded() -> None:
     limits = RequestLimits(max_tokens=8, max_answers=4)
     free = Request()
     apply_limits(free, limits)
-    assert free.max_tokens == 8
+    assert free.max_tokens is None, "the engine's bound, which knows what the context leaves"
+    by_default = Request(max_tokens=16)  # as vLLM's completions have it where a client says nothing
+    by_default.model_fields_set = set()
+    apply_limits(by_default, limits)
+    assert by_default.max_tokens == 8
     for asked in (1, 8):
         request = Request(max_tokens=asked)
         apply_limits(request, limits)
@@ -130,6 +135,8 @@ def test_texts_to_score() -> None:
         ({"text_2": "a"}, "give text_1"),
         ({"text_1": "p", "text_2": "a", "messages": turns}, "give text_1"),
         ({"text_1": ["p", "q"], "text_2": ["a", "b", "c"]}, "2 prompts and text_2 3 responses"),
+        ({"text_1": "p", "text_2": []}, "text_2 has no response"),
+        ({"messages": []}, "messages is empty"),
         ({"messages": turns[1:]}, "has a prompt and ends"),
         ({"messages": [*turns, turns[0]]}, "ends with a message of the assistant"),
     ]:

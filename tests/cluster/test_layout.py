@@ -174,6 +174,8 @@ def test_roles_that_take_turns_on_a_gpu_must_fit_phase_by_phase():
     node = [{"CPU": 8.0, "GPU": 1.0, "memory": 64 * GIB}]
     # sampling: 32 + 2 + 2 + 3 + 2 = 41; learning: 11 + 9 + 3 + 2 = 25; and half a GiB of each of the five
     fits(one_gpu(43.5, **roles), node)
+    # on the host five processes, the sampler's 2 of weights and the learners' 12 of optimizer states
+    assert sum(role.node_gib for role in one_gpu(43.5, **roles)) == 5 + 2 + 12
     with pytest.raises(
         ResourceError, match=r"(?s)about 43.5 GiB of GPU memory, its 1 GPU of layout.pools.all.gpu_gib=43"
     ):

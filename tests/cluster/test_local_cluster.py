@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cluster import local_cluster
-from cluster.local_cluster import LocalCluster, Node, Settings
+from cluster.local_cluster import LocalCluster, Node, Settings, since_boot, state_file
 from jobs import local_cluster as commands
 from rayrlhf.errors import ConfigError
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_started_is_refused_before_anything_starts(cache, monkeyp
 
 
 def test_a_state_file_that_says_nothing_is_told(cache):
-    (cache / "local_cluster.json").write_text('{"nodes": [1]}')
+    state_file().write_text('{"nodes": [1]}')
     with pytest.raises(ConfigError, match="does not say which cluster was started"):
         local_cluster.read()
 
@@ -76,9 +76,9 @@ def test_where_nothing_runs_status_says_so_and_down_has_nothing_to_end(cache, ca
     assert commands.run(["status"]) == 2 and "no cluster was started here" in capsys.readouterr().err
     assert commands.run(["down"]) == 0 and "nothing to end" in capsys.readouterr().out
     ended = psutil.Popen(["true"])
-    gone = LocalCluster(settings(), "127.0.0.1", [Node(ended.pid, ended.create_time(), 1, 2)])
+    gone = LocalCluster(settings(), "127.0.0.1", [Node(ended.pid, since_boot(ended), 1, 2)])
     ended.wait()
-    (cache / "local_cluster.json").write_text(json.dumps(asdict(gone)))
+    state_file().write_text(json.dumps(asdict(gone)))
     assert commands.run(["status"]) == 2 and f"is gone; its log is in {gone.logs}" in capsys.readouterr().err
     assert commands.run(["down"]) == 0 and "ended 0 processes" in capsys.readouterr().out
     assert local_cluster.read() is None
@@ -96,9 +96,9 @@ def test_each_node_announces_its_share_of_the_machine(cache):
 def test_only_the_process_that_was_started_is_ended_not_a_later_one_of_its_number(cache):
     bystander, own = (psutil.Popen(["sleep", "60"]) for _ in range(2))
     try:
-        nodes = [Node(bystander.pid, bystander.create_time() - 5, 1, 2), Node(own.pid, own.create_time(), 1, 2)]
+        nodes = [Node(bystander.pid, since_boot(bystander) - 5, 1, 2), Node(own.pid, since_boot(own), 1, 2)]
         made = LocalCluster(settings(), "127.0.0.1", nodes)
-        (cache / "local_cluster.json").write_text(json.dumps(asdict(made)))
+        state_file().write_text(json.dumps(asdict(made)))
         assert local_cluster.read() == made and not made.is_up()
         assert local_cluster.stop(made) == 1
         assert bystander.is_running() and not own.is_running()

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from actors.config import RolloutConfig
 from cluster import memory
 from rayrlhf.models.headers import tensor_shapes
 from rayrlhf.training.config import EngineConfig
@@ -69,6 +70,14 @@ def test_activations_are_what_the_layers_read_and_write_and_the_vocabulary():
 
 
 def test_a_sampler_holds_weights_of_its_type_and_the_cache():
-    held = memory.sampler(ONE, 3.0, "bfloat16")
+    held = memory.sampler(ONE, RolloutConfig(kv_cache_gib=3.0, dtype="bfloat16"))
     assert (held.weights, held.cache, held.device) == (2.0, 3.0, 5.0)
     assert held.total > held.device, "a process besides"
+    two = memory.sampler(ONE, RolloutConfig(kv_cache_gib=3.0, tensor_parallel=2))
+    assert (two.weights, two.cache, two.process) == (4.0, 6.0, 2 * held.process), "vLLM's cache is a worker's"
+    assert memory.sampler(ONE, RolloutConfig(engine="transformers", kv_cache_gib=3.0)).device == 4.0
+
+
+def test_a_reward_function_has_no_model():
+    assert memory.rewarding(ONE, 1000, "rewards:vowels").device == 0
+    assert memory.rewarding(ONE, 1000, None) == memory.frozen(ONE, 1000, has_logits=False)

@@ -73,7 +73,8 @@ def test_an_update_replaces_what_has_changed_alone(tiny_model, foreign_reward_fo
     before = versions()
     assert set(before) == {"Ingress", "StoppingServer:lm", "RewardServer:judge"} and all(before.values())
     assert changed() == changed(replicas=2) == changed(drain_s=5) == set()  # Ray Serve changes these as it runs
-    assert changed(ab={"mix": {"lm": 1}}) == changed(limits={"max_tokens": 5}) == {"Ingress"}
+    assert changed(ab={"mix": {"lm": 1}}) == changed(limits={"max_answers": 5}) == {"Ingress"}
+    assert changed(limits={"max_tokens": 5}) == {"Ingress", "StoppingServer:lm"}, "the engine bounds answers as well"
     assert changed(score_batch=3) == {"RewardServer:judge"}
     assert changed(max_model_len=50) == {"StoppingServer:lm"}
     assert changed(models={"lm": tiny_model("qwen3"), "judge": foreign_reward_folder}) == {"StoppingServer:lm"}
@@ -160,7 +161,10 @@ def test_the_context_is_the_configured_one(server) -> None:
 def test_another_port_than_the_running_server_has_is_refused(server, tiny_model) -> None:
     port = urlsplit(server[0]).port
     with pytest.raises(ConfigError, match=f"listens on 127.0.0.1:{port}, not on .*: set host=127.0.0.1 port={port}"):
-        serve.start(serve.ServeConfig(model=tiny_model("llama"), port=free_port()))
+        serve.run(serve.ServeConfig(model=tiny_model("llama"), port=free_port()))
+    with pytest.raises(ConfigError, match="this cluster serves rayrlhf already"):
+        serve.run(serve.ServeConfig(model=tiny_model("llama"), port=port))
+    assert httpx.get(f"{server[0].removesuffix('/v1')}/health").status_code == 200, "and the one that runs goes on"
 
 
 def test_the_server_books_the_cpus_of_its_replicas(server) -> None:
@@ -196,6 +200,15 @@ def test_requests_that_cannot_be_answered_get_errors_that_clients_read(server) -
     assert "there are tiny, mix, judge" in unknown.message
     assert "reward model" in refusal(create, model="judge").message
     assert "exceeds the 64 tokens" in refusal(create, max_tokens=65).message
+    client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)  # without a bound of its own: the server's
+    messages: Any = [{"role": "user", "content": "It was"}]
+    free = client.chat.completions.create(model="tiny", messages=messages, extra_body={"ignore_eos": True})
+    assert free.usage.completion_tokens == 64 and free.choices[0].finish_reason == "length"
+    long: Any = [{"role": "user", "content": "x" * 60}]  # of which the context of 100 leaves less
+    assert (
+        client.chat.completions.create(model="tiny", messages=long, extra_body={"ignore_eos": True}).usage.total_tokens
+        == 100
+    )
     assert refusal(create, n=5).status_code == 400
     assert refusal(create, prompt="x" * 200).status_code == 400  # of the engine: beyond the context
     assert refusal(create, temperature=-1).status_code == 400

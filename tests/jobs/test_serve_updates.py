@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from rich.console import Console
 
 from jobs import serve
 from jobs.serve_config import ServeConfig
+from jobs.serve_follow import Follower
 from rayrlhf.checkpoint import StageWriter
 from tests.jobs.test_serve import free_port, greedy
 
@@ -164,11 +164,13 @@ def test_an_update_under_load_fails_no_request(config, stages) -> None:
     """A newer checkpoint of one stage: all requests are answered, by the old model or the new one and nothing in
     between, in the end by the new; the other model's replica stays."""
     old, others = expected(folder_of(stages, "ppo"), 40), replicas("sft")
-    marks, before = serve._marks(config), replicas("ppo")
+    said: list[str] = []
+    follower, before = Follower(config, serve.update, said.append), replicas("ppo")
     new = expected(stages.write("ppo", 3), 40)
     with Load(url_of(config)) as load:
         time.sleep(3)
-        assert serve._roll_out(config, marks, Console()) == serve._marks(config) != marks
+        follower.look()
+        assert said[-1] == "rolled out: ppo"
         time.sleep(3)
     print(f"{len(load.answers)} answers, the slowest after {max(seconds for _, seconds, _ in load.answers):.2f} s")
     assert load.failures == []
@@ -180,16 +182,23 @@ def test_an_update_under_load_fails_no_request(config, stages) -> None:
 
 def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages) -> None:
     served = expected(folder_of(stages, "ppo"), 8)
+    said: list[str] = []
+    follower, before = Follower(config, serve.update, said.append), replicas("ppo")
     for wrong in ({"max_position_embeddings": 50}, {"num_hidden_layers": 7}):  # seen up front; by the engine
-        marks = serve._marks(config)
         stages.write("ppo", 4, **wrong)
-        console = Console(record=True, width=200)
-        assert serve._roll_out(config, marks, console) != marks
-        assert "not rolled out, the former replicas go on" in console.export_text()
+        follower.look()
+        assert "ppo is not rolled out, back to the former" in said[-1]
         assert serve.ask(url_of(config), "ppo", PROMPT, max_tokens=8).rstrip("\ufffd") == served
-    assert serve._roll_out(config, serve._marks(config), Console()) == serve._marks(config)  # not tried again
+        number = len(said)
+        follower.look()
+        assert len(said) == number, "not tried again"
+    assert replicas("ppo") == before and httpx.get(url_of(config).replace("/v1", "/health")).status_code == 200
+    stages.write("sft", 6)
+    follower.look()  # what failed before is not in the way of another model's
+    assert said[-1] == "rolled out: sft"
     stages.write("ppo", 5)
-    serve.update(config)
+    follower.look()
+    assert said[-1] == "rolled out: ppo"
     assert serve.ask(url_of(config), "ppo", PROMPT, max_tokens=8).rstrip("\ufffd") == expected(
         folder_of(stages, "ppo"), 8
     )

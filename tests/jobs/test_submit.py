@@ -95,7 +95,9 @@ def test_a_cluster_that_is_up_is_not_started_again_and_says_what_it_has(cluster)
 
 
 def test_its_metrics_are_exported(cluster):
-    state = json.loads(Path(cluster.environment["RAYRLHF_CACHE"], "local_cluster.json").read_text())
+    state = json.loads(
+        Path(cluster.environment["RAYRLHF_CACHE"], f"local_cluster-{socket.gethostname()}.json").read_text()
+    )
     url = f"http://{state['ip']}:{state['settings']['metrics_port']}/metrics"
     assert b"# TYPE ray_" in urllib.request.urlopen(url, timeout=10).read()
 

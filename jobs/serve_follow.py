@@ -1,0 +1,77 @@
+"""Newer checkpoints of what is served, rolled out one model at a time while the requests go on.
+
+What is deployed is pinned: folders of steps, not the stages' pointers, so that a roll-out that fails goes back to what
+was served, and the next one changes nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jobs.serve_config import ServeConfig, check_models
+from rayrlhf.checkpoint import model_folder, stage_hash
+
+
+class Follower:
+    """Knows which checkpoints are served, and asks for those that are newer."""
+
+    def __init__(self, config: ServeConfig, deploy: Callable[[ServeConfig], None], say: Callable[[str], Any]) -> None:
+        """`deploy` lets the running application be what a configuration says; it raises where it cannot."""
+        self.config, self._deploy, self._say = config, deploy, say
+        self._marks = {served.name: stage_hash(served.model) for served in config.served}  # seen, served or not
+        self._folders = {served.name: model_folder(served.model) for served in config.served}
+        self._said: dict[str, str] = {}  # by model: why it was not looked at the last time
+
+    @property
+    def pinned(self) -> ServeConfig:
+        """The configuration of what is served now."""
+        return with_folders(self.config, self._folders)
+
+    def look(self) -> None:
+        """Roll out what is newer.  Whatever goes wrong is said, and the server goes on as it was."""
+        for served in self.config.served:
+            try:
+                mark = stage_hash(served.model)
+                if mark == self._marks[served.name]:
+                    continue
+                folder = model_folder(served.model)
+            except Exception as error:  # made anew just now, unfinished, or a storage that does not answer: look again
+                self._say_once(served.name, str(error).splitlines()[0])
+                continue
+            self._marks[served.name] = mark  # also where it cannot be served: it is not tried twice
+            if folder != self._folders[served.name]:
+                self._roll_out(served.name, folder)
+
+    def _roll_out(self, name: str, folder: str) -> None:
+        self._say(f"newer: {name}, {folder}; rolling out")
+        wanted = self._folders | {name: folder}
+        try:
+            newer = with_folders(self.config, wanted)
+            check_models(newer)
+            self._deploy(newer)
+        except Exception as error:
+            self._say(f"{name} is not rolled out, back to the former: {str(error).splitlines()[0]}")
+            try:
+                self._deploy(self.pinned)  # or Ray Serve would go on wanting the one that failed
+            except Exception as problem:
+                self._say(f"the former could not be asked for again: {str(problem).splitlines()[0]}")
+        else:
+            self._folders = wanted
+            self._say(f"rolled out: {name}")
+
+    def _say_once(self, name: str, words: str) -> None:
+        if self._said.get(name) != words:
+            self._said[name] = words
+            self._say(f"{name}: nothing newer can be served yet: {words}")
+
+
+def with_folders(config: ServeConfig, folders: dict[str, str]) -> ServeConfig:
+    """The same with each model's path replaced."""
+    if config.model is not None:
+        return config.model_copy(update={"model": folders[config.name]})
+    models = {
+        name: folders[name] if isinstance(one, str) else one.model_copy(update={"model": folders[name]})
+        for name, one in config.models.items()
+    }
+    return config.model_copy(update={"models": models})
