@@ -108,7 +108,8 @@ def main(
             complain(str(error), "stopped")
             return INTERRUPTED
         except KeyboardInterrupt:
-            complain(f"{name}: interrupted; finished stages are kept", "stopped")
+            kept = "; finished stages are kept" if "run" in config_class.model_fields else ""
+            complain(f"{name}: interrupted{kept}", "stopped")
             return INTERRUPTED
         except Exception as error:
             cause = user_error(error)
