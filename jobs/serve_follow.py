@@ -46,19 +46,27 @@ class Follower:
     def _roll_out(self, name: str, folder: str) -> None:
         self._say(f"newer: {name}, {folder}; rolling out")
         wanted = self._folders | {name: folder}
+        newer = with_folders(self.config, wanted)
         try:
-            newer = with_folders(self.config, wanted)
             check_models(newer)
+        except Exception as error:
+            self._say(f"{name} is not rolled out: {str(error).splitlines()[0]}")
+            return
+        try:
             self._deploy(newer)
         except Exception as error:
-            self._say(f"{name} is not rolled out, back to the former: {str(error).splitlines()[0]}")
-            try:
-                self._deploy(self.pinned)  # or Ray Serve would go on wanting the one that failed
-            except Exception as problem:
-                self._say(f"the former could not be asked for again: {str(problem).splitlines()[0]}")
+            self._say(f"{name} is not rolled out, its former replicas go on: {str(error).splitlines()[0]}")
+            self._go_back()
         else:
             self._folders = wanted
             self._say(f"rolled out: {name}")
+
+    def _go_back(self) -> None:
+        """Ask for what was served: Ray Serve would go on wanting what failed, and start no replica of the former."""
+        try:
+            self._deploy(self.pinned)
+        except Exception as error:  # such as a former checkpoint that the run has removed meanwhile
+            self._say(f"the former replicas go on, but none can start anew: {str(error).splitlines()[0]}")
 
     def _say_once(self, name: str, words: str) -> None:
         if self._said.get(name) != words:

@@ -53,7 +53,7 @@ class Stages:
             for key, value in wrong.items():
                 setattr(config, key, value)
             config.save_pretrained(writer.model_dir)
-        writer.finish(stage, {}, {}, {})
+        writer.finish(stage, {}, {}, {}, keep=99)
         return writer.model_dir
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages
     for wrong in ({"max_position_embeddings": 50}, {"num_hidden_layers": 7}):  # seen up front; by the engine
         stages.write("ppo", 4, **wrong)
         follower.look()
-        assert "ppo is not rolled out, back to the former" in said[-1]
+        assert said[-1].startswith("ppo is not rolled out")
         assert serve.ask(url_of(config), "ppo", PROMPT, max_tokens=8).rstrip("\ufffd") == served
         number = len(said)
         follower.look()
