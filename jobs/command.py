@@ -255,15 +255,13 @@ def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int)
     """What is read from an object store comes to a folder of one node, and what is written goes through one.  Raises
     ConfigError where actors may be on several."""
     root = config.run.root if getattr(config, "run", None) is not None else ""
-    if "://" not in root or num_nodes == 1:
-        return
-    for roles in plans.values():
-        for role in roles:
-            raise ConfigError(
-                f"run.root={root} is an object store, and {role.name} may be on any of the {num_nodes} nodes: models "
-                "that it reads come to one node, and its part of a checkpoint would stay on its own. Put run.root on "
-                "a file system that all nodes share, or use a cluster of one node"
-            )
+    roles = [role.name for plan in plans.values() for role in plan]
+    if "://" in root and num_nodes > 1 and roles:
+        raise ConfigError(
+            f"run.root={root} is an object store, and {roles[0]} may be on any of the {num_nodes} nodes: models "
+            "that it reads come to one node, and its part of a checkpoint would stay on its own. Put run.root on a file system "
+            "that all nodes share, or use a cluster of one node"
+        )
 
 
 def _metadata(name: str, config: Any) -> dict[str, str]:

@@ -6,11 +6,13 @@ was served, and the next one changes nothing else.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from jobs.serve_config import ServeConfig, check_models
 from rayrlhf.checkpoint import model_folder, stage_hash
+from rayrlhf.errors import RayRLHFError
 
 
 class Follower:
@@ -37,7 +39,7 @@ class Follower:
                     continue
                 folder = model_folder(served.model)
             except Exception as error:  # made anew just now, unfinished, or a storage that does not answer: look again
-                self._say_once(served.name, str(error).splitlines()[0])
+                self._say_once(served.name, _told(error))
                 continue
             self._marks[served.name] = mark  # also where it cannot be served: it is not tried twice
             if folder != self._folders[served.name]:
@@ -50,12 +52,12 @@ class Follower:
         try:
             check_models(newer)
         except Exception as error:
-            self._say(f"{name} is not rolled out: {str(error).splitlines()[0]}")
+            self._say(f"{name} is not rolled out: {_told(error)}")
             return
         try:
             self._deploy(newer)
         except Exception as error:
-            self._say(f"{name} is not rolled out, its former replicas go on: {str(error).splitlines()[0]}")
+            self._say(f"{name} is not rolled out, its former replicas go on: {_told(error)}")
             self._go_back()
         else:
             self._folders = wanted
@@ -66,12 +68,19 @@ class Follower:
         try:
             self._deploy(self.pinned)
         except Exception as error:  # such as a former checkpoint that the run has removed meanwhile
-            self._say(f"the former replicas go on, but none can start anew: {str(error).splitlines()[0]}")
+            self._say(f"the former replicas go on, but none can start anew: {_told(error)}")
 
     def _say_once(self, name: str, words: str) -> None:
         if self._said.get(name) != words:
             self._said[name] = words
             self._say(f"{name}: nothing newer can be served yet: {words}")
+
+
+def _told(error: Exception) -> str:
+    """In a line; of what nobody raised on purpose the traceback goes to stderr."""
+    if not isinstance(error, RayRLHFError | OSError):
+        traceback.print_exception(error)
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def with_folders(config: ServeConfig, folders: dict[str, str]) -> ServeConfig:

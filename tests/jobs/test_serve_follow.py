@@ -71,6 +71,19 @@ def test_what_cannot_be_asked_for_again_is_said(stages: Any) -> None:
     assert said[-1] == "the former replicas go on, but none can start anew: the engine does not start"
 
 
+def test_what_nobody_foresaw_does_not_end_the_server_and_keeps_its_traceback(stages: Any, monkeypatch, capsys) -> None:
+    write, _, follower, _, said = stages
+    write("ppo", 20)
+
+    def fails(config: ServeConfig) -> None:
+        raise KeyError  # without a message
+
+    monkeypatch.setattr(follower, "_deploy", fails)
+    follower.look()
+    assert said[-1] == "the former replicas go on, but none can start anew: KeyError()"
+    assert "ppo is not rolled out" in said[-2] and "Traceback" in capsys.readouterr().err
+
+
 def test_a_stage_that_is_made_anew_is_looked_at_again(stages: Any) -> None:
     write, first, follower, deployed, said = stages
     shutil.rmtree(Path(first["ppo"]).parents[1])
