@@ -258,9 +258,9 @@ def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int)
     roles = [role.name for plan in plans.values() for role in plan]
     if "://" in root and num_nodes > 1 and roles:
         raise ConfigError(
-            f"run.root={root} is an object store, and {roles[0]} may be on any of the {num_nodes} nodes: models "
-            "that it reads come to one node, and its part of a checkpoint would stay on its own. Put run.root on a file system "
-            "that all nodes share, or use a cluster of one node"
+            f"run.root={root} is an object store, and {roles[0]} may be on any of the {num_nodes} nodes: models come "
+            "to one node, and its part of a checkpoint would stay on its own. Put run.root on a file system that all "
+            "nodes share, or use a cluster of one node"
         )
 
 
