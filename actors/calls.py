@@ -6,8 +6,13 @@ Object refs are awaitable, so the callers above (groups, coordinator) are plain 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
-from collections.abc import Coroutine, Sequence
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +24,39 @@ from rayrlhf.errors import DeadlineError, RoleError, UserError
 # break within milliseconds ("connection closed"), while Ray reports the death about a second later.
 EXPLANATION_S = 3.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An answer that this process waits for."""
+
+    number: int
+    role: str  # the actor's name, or `driver`
+    what: str
+    since: float  # time.monotonic()
+
+
+_numbers, _lock = itertools.count(), threading.Lock()
+_waiting: dict[int, Waiting] = {}
+
+
+def waiting() -> list[Waiting]:
+    """All of them, oldest first; any thread may ask."""
+    with _lock:
+        return list(_waiting.values())
+
+
+@contextmanager
+def wait_for(role: str, what: str) -> Iterator[None]:
+    """Inside, `waiting` lists it."""
+    entry = Waiting(next(_numbers), role, what, time.monotonic())
+    with _lock:
+        _waiting[entry.number] = entry
+    try:
+        yield
+    finally:
+        with _lock:
+            del _waiting[entry.number]
 
 
 class RoleDied(RoleError):
@@ -34,7 +72,8 @@ async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: floa
     """
     ref = getattr(handle, method).options(name=f"{role}.{method}").remote(*args, **kwargs)
     try:
-        return await asyncio.wait_for(_answer(ref), deadline_s)
+        with wait_for(role, method):
+            return await asyncio.wait_for(_answer(ref), deadline_s)
     except TimeoutError as error:
         if isinstance(error, RayError):  # a TimeoutError raised in the actor arrives as both
             raise _explain(error, role, method) from None

@@ -14,9 +14,11 @@ from rayrlhf.training.critic_learner import CriticLearner
 class CriticRank(EngineRank):
     """Every method is called on all ranks at once, with the same arguments."""
 
-    def start(self, rank: int, world_size: int, address: str, port: int, threads: int, **learner: Any) -> None:
+    def start(
+        self, rank: int, world_size: int, address: str, port: int, timeout_s: float, threads: int, **learner: Any
+    ) -> None:
         """Meet the other ranks and load the model; `learner`: what CriticLearner takes."""
-        self.join(rank, world_size, address, port, threads)
+        self.join(rank, world_size, address, port, timeout_s, threads)
         self.learner = CriticLearner(**learner)
 
     def values(self, rollouts: Rollouts) -> Values | None:

@@ -22,20 +22,31 @@ ReplicaGroup (reference, reward): N independent copies.  The rows are cut into c
         v   joined in row order; same waiting rules
 
 Calls to one actor queue in order (one thread each); calls to different groups run side by side.
+
+A replica that dies, hangs beyond its deadline or raises what is no user's error is replaced by a new process, and its
+part alone is asked again.  A rank has state, and its peers hang without it: the group's error is then StateLost, and
+`restart` gives it new processes, as the run began; the loop around the step decides when.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 import ray
 import torch
 from torch import Tensor
 
-from actors import calls
+from actors import calls, stacks
 from rayrlhf import environment
 from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, TextBatch, Values
+from rayrlhf.errors import GaveUp, RoleError, StateLost
+from rayrlhf.restarts import RecoveryConfig, Restarts
 from rayrlhf.roles import Metrics
+
+T = TypeVar("T")
+_NAME_S = 30.0  # as long may Ray hold the name of an actor that was killed
 
 
 class Placement(Protocol):
@@ -56,21 +67,44 @@ class ActorGroup:
         placement: Placement,
         count: int,
         deadline_s: float,
+        restarts: Restarts | None = None,
     ) -> None:
         """Ask Ray for the actors; `await start()` makes them ready.
 
         `kwargs` go to each actor's `start` method (not to its constructor: what a constructor
         raises reaches the caller only as the text of an actor's death).  `deadline_s` holds for
-        each call; starting has its own.
+        each call; starting has its own.  `restarts`: the run's; by default the group has its own.
         """
         self.role = role
         self.names = [f"{role}-{rank}" for rank in range(count)]
-        self.deadline_s = deadline_s
+        self.deadline_s = self._start_deadline_s = deadline_s
+        self.places: dict[str, stacks.Place] = {}  # by name, of those that have started
         self._kwargs = kwargs
-        remote_class: Any = ray.remote(actor_class)
-        self.handles: list[Any] = [
-            remote_class.options(**placement.options(role, rank)).remote() for rank in range(count)
-        ]
+        self._restarts = restarts or Restarts(RecoveryConfig())
+        self._class: Any = ray.remote(actor_class)
+        self._placement = placement
+        self.handles: list[Any] = [self._create(rank) for rank in range(count)]
+
+    def _create(self, rank: int) -> Any:
+        return self._class.options(**self._placement.options(self.role, rank)).remote()
+
+    async def _replace(self, rank: int) -> None:
+        """A new process in an actor's place, whatever became of the former one."""
+        self.places.pop(self.names[rank], None)
+        ray.kill(self.handles[rank])
+        end = asyncio.get_running_loop().time() + _NAME_S
+        while True:
+            try:
+                self.handles[rank] = self._create(rank)
+                return
+            except ValueError:  # the name is the former one's still
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def _listen(self, rank: int, deadline_s: float) -> None:
+        """Waits until the actor's process is up, and can be asked for its stack."""
+        self.places[self.names[rank]] = await self.call(rank, "__ray_call__", stacks.listen, deadline_s=deadline_s)
 
     async def call(self, rank: int, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> Any:
         """One actor's answer; errors and deadline as in `calls.call`."""
@@ -109,14 +143,28 @@ class RankGroup(ActorGroup):
 
     async def start(self, deadline_s: float) -> None:
         """Every rank says where it could be met; all meet at rank 0's place and build the engine."""
-        address, port = (await self.everyone("offer_address", deadline_s=deadline_s))[0]
-        world_size = len(self.handles)
-        await calls.gather(
-            [
-                self.call(r, "start", r, world_size, address, port, deadline_s=deadline_s, **self._kwargs)
-                for r in range(world_size)
-            ]
-        )
+        self._start_deadline_s = deadline_s
+        ranks = range(len(self.handles))
+        try:
+            await calls.gather([self._listen(rank, deadline_s) for rank in ranks])
+            address, port = (await self.everyone("offer_address", deadline_s=deadline_s))[0]
+            given = (len(ranks), address, port, self.deadline_s)
+            starts = [self.call(r, "start", r, *given, deadline_s=deadline_s, **self._kwargs) for r in ranks]
+            await calls.gather(starts)
+        except RoleError as error:
+            raise _lost(error) from error
+
+    async def restart(self) -> None:
+        """New processes, with the models that training began with.  Raises StateLost."""
+        await asyncio.gather(*(self._replace(rank) for rank in range(len(self.handles))))
+        await self.start(self._start_deadline_s)
+
+    async def everyone(self, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> list[Any]:
+        """As ActorGroup's; StateLost where a rank failed."""
+        try:
+            return await super().everyone(method, *args, deadline_s=deadline_s, **kwargs)
+        except RoleError as error:
+            raise _lost(error) from error
 
     async def together(self, method: str, *args: Any) -> Any:
         """Every rank takes part with the same arguments; rank 0's answer."""
@@ -127,6 +175,10 @@ class RankGroup(ActorGroup):
 
     async def load(self, directory: str, lr_scale: float = 1.0) -> None:
         await self.together("load", directory, lr_scale)
+
+
+def _lost(error: RoleError) -> StateLost:
+    return error if isinstance(error, StateLost) else StateLost(str(error))
 
 
 class PolicyGroup(RankGroup):
@@ -157,8 +209,48 @@ class CriticGroup(RankGroup):
 class ReplicaGroup(ActorGroup):
     """Independent copies of a frozen model."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As ActorGroup."""
+        super().__init__(*args, **kwargs)
+        self._is_ready = [False] * len(self.handles)
+        self._locks = [asyncio.Lock() for _ in self.handles]
+
     async def start(self, deadline_s: float) -> None:
-        await self.everyone("start", deadline_s=deadline_s, **self._kwargs)
+        self._start_deadline_s = deadline_s
+        await calls.gather([self._start(index) for index in range(len(self.handles))])
+        self._is_ready = [True] * len(self.handles)
+
+    async def _start(self, index: int) -> None:
+        """Make one replica ready for its calls."""
+        await self._listen(index, self._start_deadline_s)
+        await self.call(index, "start", deadline_s=self._start_deadline_s, **self._kwargs)
+
+    async def surely(self, index: int, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask()`, a call to that replica, returns; asked again of a new process where it failed.
+
+        Raises GaveUp where it failed too often, StateLost where the replica could not be given the policy's weights
+        as the policy failed, and the user's errors.
+        """
+        while True:
+            try:
+                async with self._locks[index]:
+                    if not self._is_ready[index]:
+                        await self._replace(index)
+                        await self._start(index)
+                        self._is_ready[index] = True
+                answer = await ask()
+            except (StateLost, GaveUp):
+                raise
+            except RoleError as error:
+                self._is_ready[index] = False
+                await self._restarts.after(self.names[index], error)
+            else:
+                self._restarts.succeeded(self.names[index])
+                return answer
+
+    async def ask(self, index: int, method: str, *args: Any) -> Any:
+        """`call`, surely."""
+        return await self.surely(index, lambda: self.call(index, method, *args))
 
     async def shared_out(
         self, method: str, rollouts: Rollouts, columns: dict[str, list[Any]] | None = None
@@ -170,7 +262,7 @@ class ReplicaGroup(ActorGroup):
             () if columns is None else ({name: [values[n] for n in part] for name, values in columns.items()},)
             for part in parts
         ]
-        return await calls.gather([self.call(i, method, rollouts.rows(part), *more[i]) for i, part in enumerate(parts)])
+        return await calls.gather([self.ask(i, method, rollouts.rows(part), *more[i]) for i, part in enumerate(parts)])
 
 
 class ReferenceGroup(ReplicaGroup):

@@ -17,9 +17,11 @@ from rayrlhf.training.policy_learner import PolicyLearner
 class PolicyRank(EngineRank):
     """Every method is called on all ranks at once, with the same arguments."""
 
-    def start(self, rank: int, world_size: int, address: str, port: int, threads: int, **learner: Any) -> None:
+    def start(
+        self, rank: int, world_size: int, address: str, port: int, timeout_s: float, threads: int, **learner: Any
+    ) -> None:
         """Meet the other ranks and load the model; `learner`: what PolicyLearner takes."""
-        self.join(rank, world_size, address, port, threads)
+        self.join(rank, world_size, address, port, timeout_s, threads)
         self.learner = PolicyLearner(**learner)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor | None:

@@ -11,9 +11,6 @@ import torch
 from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training import distributed
 
-# A collective that waits longer than this for a peer fails; the group notices a failed rank sooner.
-COLLECTIVE_TIMEOUT_S = 1800.0
-
 
 class EngineRank(LoggedRole):
     """One rank of a DeepSpeed engine, before it knows its model."""
@@ -24,10 +21,11 @@ class EngineRank(LoggedRole):
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def join(self, rank: int, world_size: int, address: str, port: int, threads: int) -> None:
-        """Meet the other ranks."""
+    def join(self, rank: int, world_size: int, address: str, port: int, timeout_s: float, threads: int) -> None:
+        """Meet the other ranks.  A collective that waits longer than `timeout_s` for a peer fails; the group notices a
+        failed rank sooner."""
         torch.set_num_threads(threads)
-        distributed.init(rank, world_size, address, port, COLLECTIVE_TIMEOUT_S)
+        distributed.init(rank, world_size, address, port, timeout_s)
         self.rank = rank
 
     def answer(self, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from actors import calls
 from actors.config import RolloutConfig, SamplingConfig
 from actors.group import Placement, ReplicaGroup
 from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.errors import RoleError
+from rayrlhf.restarts import Restarts
 from rayrlhf.role_logs import LoggedRole
 
 if TYPE_CHECKING:
@@ -71,7 +73,11 @@ class RolloutReplica(LoggedRole):
 
 
 class RolloutGroup(ReplicaGroup):
-    """`roles.Rollout` over replicas of RolloutReplica."""
+    """`roles.Rollout` over replicas of RolloutReplica.
+
+    `version` is that of the weights which all replicas hold, and `reload(index)` gives one of them these weights: a
+    replica begun anew holds the folder's (None: so do all).  Both are set by actors/weight_sync.py.
+    """
 
     def __init__(
         self,
@@ -82,15 +88,36 @@ class RolloutGroup(ReplicaGroup):
         count: int,
         deadline_s: float,
         offload: bool = False,
+        restarts: Restarts | None = None,
     ) -> None:
         """Asks Ray for `count` engines over the model in `folder`; `await start()` makes them ready.  With `offload`
         they sleep between calls."""
         kwargs = {"folder": folder, "config": config, "sampling": sampling, "offload": offload}
-        super().__init__("rollout", RolloutReplica, kwargs, placement, count, deadline_s)
+        super().__init__("rollout", RolloutReplica, kwargs, placement, count, deadline_s, restarts)
+        self.version = 0
+        self.reload: Callable[[int], Awaitable[None]] | None = None
+
+    async def _start(self, index: int) -> None:
+        await super()._start(index)
+        if self.reload is not None:
+            await self.reload(index)
 
     async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
         """Contiguous parts of the rows go to the replicas; the answer is in row order."""
         count = max(1, min(len(self.handles), len(prompts)))
         parts = torch.arange(len(prompts)).tensor_split(count)
-        answers = [self.call(i, "generate", prompts.rows(part), seed) for i, part in enumerate(parts)]
-        return Rollouts.concat(await calls.gather(answers))
+        answers = await calls.gather([self._part(i, prompts.rows(part), seed) for i, part in enumerate(parts)])
+        return Rollouts.concat(answers)
+
+    async def _part(self, index: int, prompts: Prompts, seed: int) -> Rollouts:
+        async def sample() -> Rollouts:
+            rollouts: Rollouts = await self.call(index, "generate", prompts, seed)
+            sampled_by = set(rollouts.policy_version.tolist())
+            if sampled_by != {self.version}:
+                raise RoleError(
+                    f"{self.names[index]} sampled from weights of version {sorted(sampled_by)}, and {self.version} "
+                    "was published: it missed a publish"
+                )
+            return rollouts
+
+        return await self.surely(index, sample)

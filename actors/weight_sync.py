@@ -11,31 +11,38 @@
        |                        compares; dropping the refs frees the buckets
 
 consumes: the policy's weights.  waits for: every policy rank (ZeRO 3 gathers together), then every
-rollout.  unblocked by: all digests being equal; a differing one raises.
+rollout.  unblocked by: all digests being equal; a rollout with a differing one is begun anew.
+
+A rollout that is begun anew later gets the same version once more, exported again: between two publishes the policy
+stands still (until its next update, by when every rollout has answered), and no copy of the weights has to be kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from torch import Tensor
 
+from actors import calls
 from actors.group import ActorGroup
+from actors.rollout import RolloutGroup
 from rayrlhf.errors import RoleError
 from rayrlhf.models.digest import tensor_digest
 from rayrlhf.roles import Metrics
 
 BUCKET_BYTES = 256 * 2**20
 Bucket = tuple[Any, dict[str, str]]  # object ref of {name: tensor}, and each tensor's digest
+Export = Callable[[], Awaitable[list[Bucket]]]
 
 
 class Publisher:
     """`roles.Publisher` over object store; its errors name the rollout and the first differing tensor."""
 
-    def __init__(self, policy: ActorGroup, rollout: ActorGroup, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, policy: ActorGroup, rollout: RolloutGroup, bucket_bytes: int = BUCKET_BYTES) -> None:
         self._policy = policy
         self._rollout = rollout
         self._bucket_bytes = bucket_bytes
@@ -43,13 +50,15 @@ class Publisher:
     async def publish(self, version: int) -> Metrics:
         """Every rollout engine holds the policy's weights as `version` when this returns."""
         begin = time.perf_counter()
-        exports = await self._policy.everyone("export_weights", self._bucket_bytes)
-        num_bytes = await send(exports[0], self._rollout, version)
+        num_bytes = await send(self._export, self._rollout, version)
         seconds = time.perf_counter() - begin
         return {"sync/publish_s": seconds, "sync/bytes": float(num_bytes), "sync/version": float(version)}
 
+    async def _export(self) -> list[Bucket]:
+        return (await self._policy.everyone("export_weights", self._bucket_bytes))[0]
 
-async def publish_folder(folder: str, rollout: ActorGroup, version: int, bucket_bytes: int = BUCKET_BYTES) -> None:
+
+async def publish_folder(folder: str, rollout: RolloutGroup, version: int, bucket_bytes: int = BUCKET_BYTES) -> None:
     """Puts the model of a Hugging Face folder (same architecture) into the running engines.
 
     So evaluation samples from several models with one engine.  The model is read into this
@@ -57,9 +66,11 @@ async def publish_folder(folder: str, rollout: ActorGroup, version: int, bucket_
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    buckets = [put(bucket) for bucket in buckets_of(model.named_parameters(), bucket_bytes)]
-    await send(buckets, rollout, version)
+    async def export() -> list[Bucket]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        return [put(bucket) for bucket in buckets_of(model.named_parameters(), bucket_bytes)]
+
+    await send(export, rollout, version)
 
 
 def put(bucket: dict[str, Tensor]) -> Bucket:
@@ -82,21 +93,32 @@ def buckets_of(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iter
         yield bucket
 
 
-async def send(buckets: Sequence[Bucket], rollout: ActorGroup, version: int) -> int:
-    """Loads the buckets into every rollout, side by side, and compares digests; the number of bytes.
+async def send(export: Export, rollout: RolloutGroup, version: int) -> int:
+    """Loads what `export` gives into every rollout, side by side, and compares digests; the number of bytes.
 
-    Raises RoleError.
+    Raises GaveUp where a rollout took something else each time, and what `export` raises.
     """
-    refs = [ref for ref, _ in buckets]
-    sent = {name: digest for _, digests in buckets for name, digest in digests.items()}
+    rollout.reload = None  # one that is begun anew meanwhile is given this version below
+    buckets = await export()
+    replicas = range(len(rollout.handles))
+    num_bytes = await calls.gather([rollout.surely(i, partial(_load, rollout, i, buckets, version)) for i in replicas])
+
+    async def reload(index: int) -> None:
+        await _load(rollout, index, await export(), version)
+
+    rollout.version, rollout.reload = version, reload
+    return num_bytes[0]
+
+
+async def _load(rollout: RolloutGroup, index: int, buckets: Sequence[Bucket], version: int) -> int:
+    """One rollout loads the buckets; the number of bytes.  Raises RoleError where it has other tensors then."""
     # in a list, so that Ray hands the refs over instead of fetching all buckets before the call
-    answers = await rollout.everyone("load", version, refs)
-    for actor, (loaded, _) in zip(rollout.names, answers, strict=True):
-        for name, digest in sent.items():
-            if loaded.get(name) != digest:
-                raise RoleError(
-                    f"{actor} loaded {name} with digest {loaded.get(name, 'none')}, but {digest} was sent "
-                    f"(version {version}): its weights are not the policy's. Likely cause: faulty memory, or "
-                    "something on the way changed the tensor"
-                )
-    return answers[0][1]
+    loaded, num_bytes = await rollout.call(index, "load", version, [ref for ref, _ in buckets])
+    for name, digest in ((name, digest) for _, digests in buckets for name, digest in digests.items()):
+        if loaded.get(name) != digest:
+            raise RoleError(
+                f"{rollout.names[index]} loaded {name} with digest {loaded.get(name, 'none')}, but {digest} was sent "
+                f"(version {version}): its weights are not the policy's. Likely cause: faulty memory, or something on "
+                "the way changed the tensor"
+            )
+    return num_bytes

@@ -20,6 +20,7 @@ from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig, Format, RowFormat
 from rayrlhf.errors import ModelError
+from rayrlhf.restarts import RecoveryConfig, check_stall
 from rayrlhf.run import RunConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class EvaluateConfig(Section):
     )
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+    recovery: RecoveryConfig = Field(default=RecoveryConfig(), description="when an actor fails or is late")
 
     @property
     def data(self) -> DataConfig:
@@ -81,6 +83,11 @@ class EvaluateConfig(Section):
             columns=self.columns,
             max_tokens=self.max_prompt_tokens,
         )
+
+    @model_validator(mode="after")
+    def _is_late_before_it_fails(self) -> EvaluateConfig:
+        check_stall(self.recovery, self.call_deadline_s)
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> EvaluateConfig:
@@ -243,10 +250,14 @@ async def _both_sides(
     config: EvaluateConfig, placement: Placement, prompts: Prompts, tokenizer: Any, originals: Originals
 ) -> tuple[Side, Side]:
     """(baseline, policy) on the same prompts and seeds."""
+    from actors.watchdog import Watchdog
     from actors.weight_sync import publish_folder
     from rayrlhf.checkpoint import model_folder
 
     groups: dict[str, Any] = {}
+    stall_s = check_stall(config.recovery, config.call_deadline_s)
+    watchdog = Watchdog(stall_s, groups, config.run.stage("evaluate"))
+    watchdog.start()
     try:
         _make(config, placement, groups)
         await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
@@ -255,6 +266,7 @@ async def _both_sides(
         await publish_folder(model_folder(config.policy), groups["rollout"], 1)
         return baseline, await _side(config, groups, reward, prompts, tokenizer)
     finally:
+        watchdog.stop()
         for group in groups.values():
             group.stop()
 
@@ -266,6 +278,9 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     from actors.reward import RewardReplica
     from actors.rollout import RolloutGroup
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.restarts import Restarts
+
+    restarts = Restarts(config.recovery)
 
     def frozen(role: str, kind: Any, actor: type, model: str, **more: Any) -> None:
         place = "policy" if role == "base" else role
@@ -275,7 +290,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
             "threads": config.layout.roles[place].threads,
             **more,
         }
-        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), config.call_deadline_s)
+        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), config.call_deadline_s, restarts)
 
     temperature = config.sampling.temperature
     frozen("reference", ReferenceGroup, ReferenceReplica, config.baseline, temperature=temperature)
@@ -291,6 +306,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
         placement.count("rollout"),
         config.call_deadline_s,
         config.layout.roles["rollout"].offload,
+        restarts,
     )
 
 

@@ -21,6 +21,7 @@ from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.errors import ConfigError, DataError
+from rayrlhf.restarts import RecoveryConfig, check_stall
 from rayrlhf.run import RunConfig
 
 if TYPE_CHECKING:
@@ -64,11 +65,17 @@ class PairsConfig(Section):
     )
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+    recovery: RecoveryConfig = Field(default=RecoveryConfig(), description="when an actor fails or is late")
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Of the prompts, as tables are named."""
         return ("train", "validation") if self.prompts.validation else ("train",)
+
+    @model_validator(mode="after")
+    def _is_late_before_it_fails(self) -> PairsConfig:
+        check_stall(self.recovery, self.call_deadline_s)
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> PairsConfig:
@@ -155,6 +162,7 @@ def run(config: PairsConfig) -> str:
 async def _run(config: PairsConfig) -> str:
     from rich.console import Console
 
+    from actors.watchdog import Watchdog
     from cluster.placement import Placement
     from rayrlhf.checkpoint import StageWriter
     from rayrlhf.lineage import claim
@@ -167,6 +175,8 @@ async def _run(config: PairsConfig) -> str:
     groups: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     log: MetricsLog | None = None
+    watchdog = Watchdog(check_stall(config.recovery, config.call_deadline_s), groups, root, console.print)
+    watchdog.start()
     try:
         groups |= _groups(config, placement)
         await asyncio.gather(*(group.start(config.start_deadline_s) for group in groups.values()))
@@ -180,6 +190,7 @@ async def _run(config: PairsConfig) -> str:
             metrics |= await ranking.run(log, console, done)
             done += ranking.num_batches
     finally:
+        watchdog.stop()
         for group in groups.values():
             group.stop()
         placement.release()
@@ -193,7 +204,9 @@ def _groups(config: PairsConfig, placement: Any) -> dict[str, Any]:
     from actors.reward import RewardReplica
     from actors.rollout import RolloutGroup
     from rayrlhf.checkpoint import model_folder
+    from rayrlhf.restarts import Restarts
 
+    restarts = Restarts(config.recovery)
     deadline, folder = config.call_deadline_s, model_folder(config.model)
     ranker = {
         "folder": model_folder(config.reward_model or config.model),  # a function decodes with the sampler's tokenizer
@@ -204,8 +217,8 @@ def _groups(config: PairsConfig, placement: Any) -> dict[str, Any]:
     count, sampler = placement.count, (config.rollout, config.sampling, placement)
     offload = config.layout.roles["rollout"].offload
     return {
-        "reward": RewardGroup("reward", RewardReplica, ranker, placement, count("reward"), deadline),
-        "rollout": RolloutGroup(folder, *sampler, count("rollout"), deadline, offload),
+        "reward": RewardGroup("reward", RewardReplica, ranker, placement, count("reward"), deadline, restarts),
+        "rollout": RolloutGroup(folder, *sampler, count("rollout"), deadline, offload, restarts),
     }
 
 

@@ -174,7 +174,7 @@ def check(config: PipelineConfig) -> None:
     """What is known before the first stage has run: all of those that wait for no other, and that lengths fit the
     model to come."""
     from actors.config import check_lengths
-    from jobs.ppo import check_batches
+    from jobs.ppo_checks import check_batches
     from rayrlhf.errors import ConfigError
     from rayrlhf.score_function import load_function
 

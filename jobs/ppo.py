@@ -8,24 +8,23 @@ rayrlhf/ppo_loop.py, the actors are in actors/.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from actors.config import RolloutConfig, SamplingConfig, check_lengths, check_one_source
+from actors.config import RolloutConfig, SamplingConfig, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
-from rayrlhf.errors import ConfigError
 from rayrlhf.ppo_config import AlgorithmConfig, LoopConfig
+from rayrlhf.restarts import RecoveryConfig, check_stall
 from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from rayrlhf.coordinator import Roles
     from rayrlhf.data.prompt_stream import Originals
     from rayrlhf.models.targets import Shapes
+    from rayrlhf.restarts import Restarts
+    from rayrlhf.stream import Stream
 
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
@@ -78,6 +79,7 @@ class PPOConfig(Section):
     )
     call_deadline_s: float = Field(default=900.0, gt=0, description="a role that answers later than this has failed")
     start_deadline_s: float = Field(default=600.0, gt=0, description="as long may placement and loading take")
+    recovery: RecoveryConfig = Field(default=RecoveryConfig(), description="when an actor fails or is late")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -95,6 +97,11 @@ class PPOConfig(Section):
         """Of the policy's loss."""
         own: dict[str, Normaliser] = {"grpo": "sequence_mean", "dr_grpo": "constant"}
         return self.policy.normaliser or own.get(self.algorithm.estimator, "tokens")
+
+    @model_validator(mode="after")
+    def _is_late_before_it_fails(self) -> PPOConfig:
+        check_stall(self.recovery, self.call_deadline_s)
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> PPOConfig:
@@ -141,131 +148,11 @@ def parents(config: PPOConfig) -> dict[str, str]:
 
 
 def check(config: PPOConfig) -> None:
-    """Everything that can be known before a resource is taken: models, prompts, lengths, batch sizes, layout."""
-    from cluster.bring_up import check_run_root
-    from rayrlhf.checkpoint import model_folder
-    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer
-    from rayrlhf.reward_sources.columns import check_columns
-    from rayrlhf.score_function import load_function
-    from rayrlhf.training.job import check_data
+    """Everything that can be known before a resource is taken; UserError."""
+    from jobs import ppo_checks
 
-    check_run_root(config.run.root)
-    unknown = sorted(config.layout.roles.keys() - set(ROLES))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], ROLES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROLES)}"
-        raise ConfigError(f"layout.roles.{unknown[0]}: no role has that name; {hint}")
-    config.layout.only(config.roles)
-    check_batches(config)
-    if config.reward_function:
-        load_function(config.reward_function, "reward_function")
-    if config.gold:
-        load_function(config.gold)
-    folders = {role: model_folder(path) for role, path in _folders(config).items()}
-    reads_text = check_tokenizers(config, folders)
-    contexts = [check_folder(folder) for role, folder in folders.items() if not (reads_text and role == "reward")]
-    check_writes(folders["policy"], f"policy_model={config.policy_model}")
-    if config.reference_model:
-        check_writes(folders["reference"], f"reference_model={config.reference_model}")
-    if config.reward_model:
-        check_scores(folders["reward"], f"reward_model={config.reward_model}")
-    if config.rollout.max_model_len:
-        contexts.append(config.rollout.max_model_len)
-    check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")
-    if config.prompts.validation is None:
-        raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
-    check_data(config.prompts, "prompts", "prompts", partial(load_tokenizer, folders["policy"]))
-    check_columns(config.reward_function, config.prompts)
-    if config.policy.pretraining:
-        data = config.policy.pretraining.data
-        check_data(data, "text", "policy.pretraining.data")
-        if data.packing is not None:
-            raise ConfigError("policy.pretraining.data.packing has no effect: rows are single texts. Leave it out")
-        if data.max_tokens > min(contexts):
-            raise ConfigError(
-                f"policy.pretraining.data.max_tokens={data.max_tokens} is above the context of {min(contexts)} tokens"
-            )
-        if data.max_tokens > config.policy.microbatch_tokens:
-            raise ConfigError(
-                f"policy.pretraining.data.max_tokens={data.max_tokens} does not fit policy.microbatch_tokens="
-                f"{config.policy.microbatch_tokens}: lower one or raise the other"
-            )
+    ppo_checks.check(config, _folders(config))
     plan(config)
-
-
-def check_tokenizers(config: PPOConfig, folders: dict[str, str]) -> bool:
-    """Whether the reward model reads other tokens than the policy's, so that responses go to it as text.
-
-    Raises ConfigError for a reference or critic that does: they judge token by token.
-    """
-    from rayrlhf.data.vocabulary import reads
-    from rayrlhf.models.causal_lm import check_folder, load_tokenizer
-    from rayrlhf.reward_sources.retokenise import reads_tokens
-
-    for folder in folders.values():
-        check_folder(folder)
-    policy = load_tokenizer(folders["policy"])
-    for role in ("reference", "critic"):
-        folder = folders.get(role, folders["policy"])
-        if folder == folders["policy"] or reads(load_tokenizer(folder), policy):
-            continue
-        if role == "critic" and not config.critic_model:
-            raise ConfigError(
-                f"reward_model={config.reward_model} has another tokenizer than policy_model={config.policy_model}, so "
-                "the critic, which reads the policy's tokens, cannot start from it: set critic_model, such as "
-                f"critic_model={config.policy_model}, or an algorithm.estimator without a critic"
-            )
-        raise ConfigError(
-            f"{role}_model={getattr(config, f'{role}_model')} has another tokenizer than policy_model="
-            f"{config.policy_model}, whose tokens it has to read: give one with the policy's tokens"
-        )
-    return bool(config.reward_model) and not reads_tokens(folders["reward"], folders["policy"])
-
-
-def check_batches(config: PPOConfig) -> None:
-    """The rollout batch divides into whole minibatches and groups, and an adaptive KL bears it; ConfigError
-    otherwise."""
-    from rayrlhf.algorithms.kl_control import MAX_ERROR
-
-    group_size = config.algorithm.group_size
-    if config.loop.rollout_batch % group_size:
-        raise ConfigError(
-            f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of algorithm.group_size={group_size}, "
-            "the samples of a prompt; set one of them"
-        )
-    kl = config.algorithm.kl
-    if kl.target is not None and kl.horizon <= MAX_ERROR * config.loop.rollout_batch:
-        raise ConfigError(
-            f"algorithm.kl.horizon={kl.horizon:g} lets a step of loop.rollout_batch={config.loop.rollout_batch} "
-            f"sequences turn beta to 0: set it well above {MAX_ERROR * config.loop.rollout_batch:g}"
-        )
-    updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
-    for role, update in updates.items():
-        stage = update.engine.zero_stage
-        if config.layout.roles[role].offload and stage not in (1, 2):
-            raise ConfigError(
-                f"layout.roles.{role}.offload: DeepSpeed moves optimizer states at ZeRO 1 and 2, not at "
-                f"{role}.engine.zero_stage={stage}: set it to 1 or 2, or leave offload out"
-            )
-    mix, minibatches = config.policy.pretraining, config.loop.rollout_batch // config.policy.minibatch
-    if mix is not None and mix.rows < minibatches:
-        raise ConfigError(
-            f"policy.pretraining.rows={mix.rows} leaves some of the {minibatches} minibatches of an RL step without a "
-            f"text: set it to {minibatches} or more"
-        )
-    longest = config.prompts.max_tokens + config.sampling.max_new_tokens
-    for name, update in updates.items():
-        budget = min(update.microbatch_tokens, update.forward_tokens)
-        if longest > budget:
-            raise ConfigError(
-                f"a prompt and its response may have {longest} tokens, more than {name}.microbatch_tokens or "
-                f"forward_tokens ({budget}) holds: raise them, or lower prompts.max_tokens or sampling.max_new_tokens"
-            )
-        if config.loop.rollout_batch % update.minibatch:
-            raise ConfigError(
-                f"loop.rollout_batch={config.loop.rollout_batch} is not a multiple of {name}.minibatch="
-                f"{update.minibatch}: the last minibatch of each epoch would be smaller; set one of them"
-            )
 
 
 def plan(config: PPOConfig) -> list[RolePlan]:
@@ -319,16 +206,20 @@ def run(config: PPOConfig) -> str:
 async def _run(config: PPOConfig) -> str:
     from rich.console import Console
 
+    from actors import calls
+    from actors.watchdog import DRIVER, Watchdog
     from cluster.placement import Placement
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
-    from rayrlhf.data.prompt_stream import Originals, going_on, held_out_prompts, training_prompts
+    from rayrlhf.data.prompt_stream import Originals, held_out_prompts, training_prompts
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
+    from rayrlhf.restarts import Restarts
     from rayrlhf.reward_sources.columns import asked_columns
     from rayrlhf.score_function import load_function
+    from rayrlhf.stream import Stream
     from rayrlhf.timing import Stopwatch
 
     console, root = Console(), config.run.stage("ppo")
@@ -345,27 +236,33 @@ async def _run(config: PPOConfig) -> str:
     stopwatch, done = Stopwatch(), progress.step if found.stage else -1
     log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)
     texts = _texts(config, tokenizer, progress.batches)
+    say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
+    restarts = Restarts(config.recovery, say)
+    watchdog = Watchdog(check_stall(config.recovery, config.call_deadline_s), groups, root, say)
+    watchdog.start()
+    prompts = Stream(
+        lambda first, last: training_prompts(
+            config.prompts,
+            tokenizer,
+            loop.rollout_batch,
+            last,
+            seed,
+            first,
+            config.algorithm.group_size,
+            originals,
+            counts,
+        ),
+        progress.batches,
+        loop.steps,
+        waiting=lambda: calls.wait_for(DRIVER, "a batch of prompts"),
+    )
     try:
-        roles = await _start(config, placement, groups, stopwatch, texts, originals)
+        roles = await _start(config, placement, groups, stopwatch, texts, originals, restarts)
         gold = load_function(config.gold) if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
             config=loop,
-            prompts=going_on(
-                lambda used, last: training_prompts(
-                    config.prompts,
-                    tokenizer,
-                    loop.rollout_batch,
-                    last,
-                    seed,
-                    used,
-                    config.algorithm.group_size,
-                    originals,
-                    counts,
-                ),
-                progress.batches,
-                loop.steps,
-            ),
+            prompts=prompts,
             data_counts=counts,
             memory=partial(_peak_memory, groups),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
@@ -375,8 +272,10 @@ async def _run(config: PPOConfig) -> str:
             describe=describe,
             parents=made_from,
             console=console,
+            restarts=restarts,
         ).run(progress if found.stage else None)
     finally:
+        watchdog.stop()
         for group in groups.values():
             group.stop()
         placement.release()
@@ -391,15 +290,16 @@ async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:
     return {f"perf/{role}_{name}": gib for role, one in zip(groups, held, strict=True) for name, gib in one.items()}
 
 
-def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Generator[TextBatch] | None:
+def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Stream[TextBatch] | None:
     """The batches of a pretraining mix after the first `used` ones."""
-    from rayrlhf.data.prompt_stream import going_on, text_batches
+    from rayrlhf.data.prompt_stream import text_batches
+    from rayrlhf.stream import Stream
 
     mix = config.policy.pretraining
     if mix is None:
         return None
-    return going_on(
-        lambda used, last: text_batches(mix.data, tokenizer, mix.rows, last, config.run.seed, skip=used),
+    return Stream(
+        lambda first, last: text_batches(mix.data, tokenizer, mix.rows, last, config.run.seed, skip=first),
         used,
         config.loop.steps,
     )
@@ -410,8 +310,9 @@ async def _start(
     placement: Placement,
     groups: dict[str, Any],
     stopwatch: Any,
-    texts: Generator[TextBatch] | None,
+    texts: Stream[TextBatch] | None,
     originals: Originals,
+    restarts: Restarts,
 ) -> Roles:
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
     from actors import critic, group, policy, reference, reward, rollout
@@ -433,7 +334,7 @@ async def _start(
         return {"folder": folders[role], "seed": seed} | place | learner_arguments(config, role)
 
     def make(kind: Any, role: str, actor: type, kwargs: dict[str, Any]) -> Any:
-        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), deadline)
+        groups[role] = kind(role, actor, kwargs, placement, placement.count(role), deadline, restarts)
         return groups[role]
 
     make(group.PolicyGroup, "policy", policy.PolicyRank, learner("policy"))
@@ -467,6 +368,7 @@ async def _start(
         placement.count("rollout"),
         deadline,
         config.layout.roles["rollout"].offload,
+        restarts,
     )
     rollout_group = groups["rollout"]
     if config.layout.roles["rollout"].offload:

@@ -21,7 +21,6 @@ The roles are what rayrlhf/roles.py says; the coordinator knows neither Ray nor 
 
 from __future__ import annotations
 
-from asyncio import gather
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +32,7 @@ from rayrlhf.algorithms.score_shaping import ScoreShaping
 from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Prompts
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
+from rayrlhf.side_by_side import gather
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,11 @@ class RoleError(RayRLHFError):
 
 class DeadlineError(RoleError):
     """A call to an actor did not answer in time."""
+
+
+class StateLost(RoleError):
+    """A call to the policy or the critic failed: what its ranks held beyond the newest checkpoint is lost."""
+
+
+class GaveUp(RoleError):
+    """An actor failed as often as it was begun anew; the run ended, and can be resumed."""

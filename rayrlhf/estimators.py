@@ -134,3 +134,6 @@ class NoCritic:
 
     async def load(self, directory: str, lr_scale: float = 1.0) -> None:
         """Nothing was kept."""
+
+    async def restart(self) -> None:
+        """There is no process."""

@@ -173,6 +173,7 @@ TIME = (
 )
 PERF = (
     _M("perf/tokens_per_s", "tokens/s", "mean", "tokens trained on a second", SUPERVISED),
+    _M("perf/role_restarts", "", "total", "actors begun anew after a failure (policy and critic together are one)"),
     _M("perf/rollout_tokens_per_s", "tokens/s", "mean", "response tokens sampled, judged and learnt a second"),
     *(
         _M(f"perf/{who}_{device}memory_gib", "GiB", "max", f"most {what} that {of} held so far", stages, when)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
 from rayrlhf.roles import Metrics
+from rayrlhf.stream import Stream
 
 
 class _Around:
@@ -24,6 +24,9 @@ class _Around:
 
     async def load(self, directory: str, lr_scale: float = 1.0) -> None:
         await self.policy.load(directory, lr_scale)
+
+    async def restart(self) -> None:
+        await self.policy.restart()
 
 
 class AdapterOff:
@@ -49,12 +52,27 @@ class CriticWarmup(_Around):
 
 
 class PretrainingMix(_Around):
-    """Learns from a batch of `texts` in each RL step besides (PPO-ptx)."""
+    """Learns from a batch of `texts` in each RL step besides (PPO-ptx).
 
-    def __init__(self, policy: Any, texts: Iterator[TextBatch]) -> None:
+    After a restart the texts are those that followed the newest `save` or `load`, as the steps since are done again.
+    """
+
+    def __init__(self, policy: Any, texts: Stream[TextBatch]) -> None:
         super().__init__(policy)
-        self.texts = texts
+        self.texts, self._kept = texts, texts.used
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> Metrics:
         texts = await asyncio.to_thread(next, self.texts)
         return await self.policy.update(batch, step, kl_coefficient, texts)
+
+    async def save(self, directory: str) -> None:
+        await super().save(directory)
+        self._kept = self.texts.used
+
+    async def load(self, directory: str, lr_scale: float = 1.0) -> None:
+        await super().load(directory, lr_scale)
+        self._kept = self.texts.used
+
+    async def restart(self) -> None:
+        await super().restart()
+        self.texts.seek(self._kept)

@@ -1,4 +1,10 @@
-"""The loop around PPO's step: evaluation on held-out prompts, checkpoints, metrics, resume."""
+"""The loop around PPO's step: evaluation on held-out prompts, checkpoints, metrics, resume, recovery.
+
+step -> metrics, evaluation, checkpoint -> next step
+  |- DivergenceError   back to the newest checkpoint, on with new prompts and lower learning rates
+  '- StateLost         policy and critic in new processes as the newest checkpoint left them, and the steps since
+                       again with the same prompts: the numbers are those of a run in which nothing failed
+"""
 
 from __future__ import annotations
 
@@ -7,10 +13,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import fsspec
 import torch
@@ -22,15 +27,20 @@ from rayrlhf import stopping
 from rayrlhf.batches import Prompts
 from rayrlhf.checkpoint import StageDir, StageWriter, find_stage
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import CheckpointError, DivergenceError
+from rayrlhf.errors import CheckpointError, DivergenceError, StateLost
 from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
 from rayrlhf.ppo_metrics import CONSOLE, step_metrics
+from rayrlhf.restarts import Restarts
 from rayrlhf.rollout_texts import texts_of
+from rayrlhf.side_by_side import gather
+from rayrlhf.stream import Stream
 from rayrlhf.timing import Stopwatch
 
+T = TypeVar("T")
 _PROGRESS = "loop.json"
+_STATEFUL = "policy and critic"
 Gold = Callable[[list[str], list[str]], list[float]]
 # label of each evaluation metric on the console line
 _EVALUATION = {
@@ -64,7 +74,7 @@ class Evaluator:
     async def __call__(self, roles: Roles) -> tuple[dict[str, float], list[Sample]]:
         """(metrics `eval/*`, one Sample a prompt)."""
         rollouts = await roles.rollout.generate(self.prompts, self.seed)
-        ref_logprobs, scores = await asyncio.gather(roles.reference.logprobs(rollouts), roles.reward.scores(rollouts))
+        ref_logprobs, scores = await gather(roles.reference.logprobs(rollouts), roles.reward.scores(rollouts))
         mask = rollouts.response_mask
         kl = torch.where(mask, rollouts.sampled_logprobs - ref_logprobs, 0.0).sum(1)
         texts, responses = texts_of(rollouts, self.tokenizer)
@@ -105,13 +115,13 @@ class Progress:
 class PPOLoop:
     """Runs `config.steps` steps from wherever the newest checkpoint left off.
 
-    `prompts` gives prompt batches without end, the first one that was not used yet first; `stage_root` is
-    `runs/NAME/ppo`; `describe` and `parents` go into each `stage.json`.
+    `prompts` begins with the first batch that was not used yet; `stage_root` is `runs/NAME/ppo`; `describe` and
+    `parents` go into each `stage.json`; `restarts` says how often policy and critic are begun anew.
     """
 
     ppo: PPO
     config: LoopConfig
-    prompts: Generator[Prompts]
+    prompts: Stream[Prompts]
     evaluator: Evaluator
     log: MetricsLog
     stopwatch: Stopwatch
@@ -119,33 +129,44 @@ class PPOLoop:
     describe: dict[str, Any]
     parents: dict[str, str]
     console: Console
+    restarts: Restarts
     data_counts: dict[str, float] = field(default_factory=dict)  # filled by `prompts` with metrics of its rows
     memory: Callable[[], Awaitable[dict[str, float]]] | None = None  # metrics of what the roles held at most so far
 
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
 
-        Raises DivergenceError when rolling back did not help, Interrupted when the run was asked to end.
+        Raises DivergenceError when rolling back did not help, GaveUp when beginning anew did not, Interrupted when the
+        run was asked to end.
         """
-        self.progress = progress = resume or Progress()
-        self._began = time.time() - progress.seconds
+        self.progress = resume or Progress()
+        self._kept = replace(self.progress)  # to begin anew from: the newest checkpoint's, or the run's beginning
+        self._untrained = self.ppo.state_dict()
+        self._farthest = self.progress.step
+        self._began = time.time() - self.progress.seconds
         try:
-            if resume is None:
-                await self.ppo.roles.publisher.publish(0)
-                self.log.log(0, await self._evaluate(0))
-            else:
-                self._print(f"resumed after step {progress.step} from {await self._load()}")
+            await self._surely(self._first if resume is None else self._resume)
             with stopping.after_step("ppo"):
-                while progress.step < self.config.steps:
-                    try:
-                        if await self._step(progress.step + 1):
-                            break
-                    except DivergenceError as error:
-                        await self._roll_back(error)
-            return f"{self.stage_root}/step_{progress.step:06d}"
+                while self.progress.step < self.config.steps:
+                    if await self._surely(self._step_or_roll_back):
+                        break
+            return f"{self.stage_root}/step_{self.progress.step:06d}"
         finally:
-            with suppress(ValueError):  # where a thread is reading from it still, it ends with the process
-                self.prompts.close()
+            self.prompts.close()
+
+    async def _first(self) -> None:
+        await self.ppo.roles.publisher.publish(0)
+        self.log.log(0, await self._evaluate(0))
+
+    async def _resume(self) -> None:
+        self._print(f"resumed after step {self.progress.step} from {await self._load()}")
+
+    async def _step_or_roll_back(self) -> bool:
+        try:
+            return await self._step(self.progress.step + 1)
+        except DivergenceError as error:
+            await self._roll_back(error)
+            return False
 
     async def _step(self, step: int) -> bool:
         """One RL step with what belongs to it: metrics, evaluation, checkpoint.  Whether the run is to end here, as it
@@ -153,12 +174,16 @@ class PPOLoop:
         config, progress, began = self.config, self.progress, time.perf_counter()
         self.stopwatch.take()
         prompts = await asyncio.to_thread(next, self.prompts)
-        progress.batches += 1
+        progress.batches = self.prompts.used
         metrics = step_metrics(await self.ppo.step(prompts, step))
         metrics |= self.stopwatch.take() | {"time/step_s": time.perf_counter() - began}
         metrics["perf/rollout_tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/step_s"]
         metrics["optim/rollbacks"] = float(progress.num_rollbacks)
+        metrics["perf/role_restarts"] = float(self.restarts.count)
         progress.step = step
+        if step > self._farthest:
+            self._farthest = step
+            self.restarts.succeeded(_STATEFUL)
         self._say(step, metrics)
         is_evaluated = step % config.evaluate_every == 0 or step == config.steps
         if is_evaluated:
@@ -206,7 +231,7 @@ class PPOLoop:
     async def _save(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
         self.progress.seconds = time.time() - self._began
         writer = StageWriter(self.stage_root, step)
-        await asyncio.gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
+        await gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
         with open(os.path.join(writer.state_dir, _PROGRESS), "w", encoding="utf-8") as file:
             json.dump({"progress": asdict(self.progress), "algorithm": self.ppo.state_dict()}, file)
         writer.finish(
@@ -219,6 +244,7 @@ class PPOLoop:
             keep=self.config.keep,
             seconds=self.progress.seconds,
         )
+        self._kept = replace(self.progress)
 
     async def _load(self) -> str:
         """Put every role where the newest checkpoint left it; returns its directory."""
@@ -226,9 +252,38 @@ class PPOLoop:
         with open(os.path.join(stage.state_dir, _PROGRESS), encoding="utf-8") as file:
             self.ppo.load_state_dict(json.load(file)["algorithm"])
         scale = self.progress.lr_scale
-        await asyncio.gather(roles.policy.load(stage.path, scale), roles.critic.load(stage.path, scale))
+        await gather(roles.policy.load(stage.path, scale), roles.critic.load(stage.path, scale))
         await roles.publisher.publish(self.progress.step)
         return stage.path
+
+    async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work()` returns; done again where policy or critic were lost in it."""
+        while True:
+            try:
+                return await work()
+            except StateLost as error:
+                await self._begin_anew(error)
+
+    async def _begin_anew(self, error: StateLost) -> None:
+        """Policy and critic in new processes, and everything as the newest checkpoint left it, prompts too; where there
+        is none yet, as the run began.  Raises GaveUp."""
+        roles, place = self.ppo.roles, "the beginning"
+        while True:
+            await self.restarts.after(_STATEFUL, error)
+            self.progress = replace(self._kept)
+            try:
+                await gather(roles.policy.restart(), roles.critic.restart())
+                if self.progress.step:
+                    place = await self._load()
+                else:
+                    self.ppo.load_state_dict(self._untrained)
+                    await roles.publisher.publish(0)
+                break
+            except StateLost as again:
+                error = again
+        self.prompts.seek(self.progress.batches)
+        self.log.rewind(self.progress.step)
+        self._print(f"policy and critic go on from {place}, after step {self.progress.step}", style="yellow")
 
     async def _roll_back(self, error: DivergenceError) -> None:
         """Every role as in the newest checkpoint, with lower learning rates; prompts go on where they are.
@@ -250,6 +305,7 @@ class PPOLoop:
         self._print(f"warning: {error}", style="yellow")
         now.step, now.best, now.num_rollbacks = then.step, then.best, now.num_rollbacks + 1
         now.lr_scale *= settings.lr_factor
+        self._kept = replace(now)
         path = await self._load()
         self.log.rewind(now.step)
         self._print(

@@ -1,7 +1,8 @@
 """What the coordinator asks of each role.  Plain async methods: a Ray actor group, an object in
 the same process and a fake in a test all fit.  Imports nothing of ours but `batches`.
 
-Metrics in an answer are a flat dict of floats, already reduced over ranks and minibatches.
+Metrics in an answer are a flat dict of floats, already reduced over ranks and minibatches.  Policy and critic raise
+StateLost where a rank of theirs failed; the others mend themselves, or raise GaveUp.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Policy(Protocol):
         """Restore weights, optimizer, schedule and RNG from what `save` wrote; from now on the learning rate is
         `lr_scale` of the schedule's."""
 
+    async def restart(self) -> None:
+        """New processes with the weights that training began with, whatever state the former are in."""
+
 
 class Critic(Protocol):
     """The value model, over one or more ranks."""
@@ -47,6 +51,9 @@ class Critic(Protocol):
 
     async def load(self, directory: str, lr_scale: float) -> None:
         """Restore what `save` wrote; `lr_scale` as the policy's."""
+
+    async def restart(self) -> None:
+        """As the policy's."""
 
 
 class Reference(Protocol):

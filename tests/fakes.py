@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
-from rayrlhf.errors import DivergenceError
+from rayrlhf.errors import DivergenceError, StateLost
 
 
 @dataclass
@@ -31,6 +32,12 @@ class FakeRoles:
     diverges_at: list[int] = field(default_factory=list)  # numbers of the policy's updates, from 1, that raise
     updates: int = 0
     lr_scales: list[float] = field(default_factory=list)  # what `load` was given
+    lost_at: list[tuple[str, int]] = field(
+        default_factory=list
+    )  # ("policy.update", 3): its third call raises StateLost
+    asked: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+    untrained: float = -1.0
 
     async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
         self.calls.append("generate")
@@ -65,8 +72,15 @@ class FakeRoles:
 
     async def publish(self, version: int) -> dict[str, float]:
         self.calls.append(f"publish {version}")
+        self.may_be_lost("publish")
         self.published, self.version = self.logprob, version
         return {"sync/version": float(version)}
+
+    def may_be_lost(self, call: str) -> None:
+        self.asked[call] += 1
+        if (call, self.asked[call]) in self.lost_at:
+            self.logprob = float("nan")
+            raise StateLost(f"{call}: a rank died")
 
     @property
     def policy(self) -> FakePolicy:
@@ -96,12 +110,14 @@ class FakePolicy:
 
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
         self.shared.calls.append("policy.logprobs")
+        self.shared.may_be_lost("policy.logprobs")
         return torch.where(rollouts.response_mask, self.shared.logprob, 0.0)
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> dict[str, float]:
         self.shared.calls.append("policy.update")
         self.shared.kl_coefficients.append(kl_coefficient)
         self.shared.updates += 1
+        self.shared.may_be_lost("policy.update")
         if self.shared.updates in self.shared.diverges_at:
             self.shared.logprob = float("nan")
             raise DivergenceError("the policy's training diverged")
@@ -110,11 +126,18 @@ class FakePolicy:
         return {"loss/policy_avg": 0.25}
 
     async def save(self, directory: str) -> None:
+        self.shared.may_be_lost("policy.save")
         os.makedirs(f"{directory}/model", exist_ok=True)
         with open(f"{directory}/model/config.json", "w") as file:
             json.dump(self.shared.logprob, file)
 
+    async def restart(self) -> None:
+        self.shared.may_be_lost("policy.restart")
+        self.shared.restarts += 1
+        self.shared.logprob = self.shared.untrained
+
     async def load(self, directory: str, lr_scale: float) -> None:
+        self.shared.may_be_lost("policy.load")
         self.shared.lr_scales.append(lr_scale)
         with open(f"{directory}/model/config.json") as file:
             self.shared.logprob = json.load(file)
@@ -129,6 +152,7 @@ class FakeCritic:
 
     async def update(self, batch: CriticBatch, step: int) -> dict[str, float]:
         self.shared.calls.append("critic.update")
+        self.shared.may_be_lost("critic.update")
         self.shared.batches.append(batch)
         return {"loss/value_avg": 0.5}
 
@@ -137,6 +161,9 @@ class FakeCritic:
 
     async def load(self, directory: str, lr_scale: float) -> None:
         assert os.path.isdir(f"{directory}/state")
+
+    async def restart(self) -> None:
+        self.shared.restarts += 1
 
 
 def prompts(rows: int, first: int = 0) -> Prompts:

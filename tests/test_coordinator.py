@@ -8,9 +8,12 @@ import torch
 from rayrlhf.algorithms.masking import masked_whiten
 from rayrlhf.batches import CriticBatch, PolicyBatch
 from rayrlhf.coordinator import PPO, Roles
+from rayrlhf.errors import StateLost
 from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, ScoreConfig, TruncationConfig
 from rayrlhf.ppo_metrics import step_metrics
+from rayrlhf.side_by_side import gather
+from rayrlhf.stream import Stream
 from tests.fakes import FakeRoles, prompts
 
 
@@ -168,7 +171,43 @@ def test_each_step_mixes_the_next_texts_in():
             seen.append((step, texts))
             return {}
 
-    mix = PretrainingMix(Policy(), iter(["first", "second"]))
-    for number in (1, 2):
-        asyncio.run(mix.update(None, number, 0.0))
-    assert seen == [(1, "first"), (2, "second")]
+        async def save(self, directory):
+            pass
+
+        async def restart(self):
+            pass
+
+    async def steps():
+        mix = PretrainingMix(Policy(), Stream(lambda first, last: (f"text {n}" for n in range(first, last)), 3, 9))
+        await mix.update(None, 1, 0.0)
+        await mix.save("")
+        await mix.update(None, 2, 0.0)
+        await mix.update(None, 3, 0.0)
+        await mix.restart()
+        await mix.update(None, 2, 0.0)
+
+    asyncio.run(steps())
+    assert seen == [(1, "text 3"), (2, "text 4"), (3, "text 5"), (2, "text 4")], "after a restart those since the save"
+
+
+async def test_the_first_error_ends_the_calls_beside_it_before_it_is_raised():
+    ended = []
+
+    async def long():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append("long")
+
+    async def fails():
+        await asyncio.sleep(0)
+        raise StateLost("policy-0 died")
+
+    async def gives(value):
+        return value
+
+    with pytest.raises(StateLost, match="policy-0 died"):
+        await gather(gives(1), long(), fails())
+    assert ended == ["long"]
+    assert await gather(gives(1), gives(2)) == [1, 2]

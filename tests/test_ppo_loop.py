@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import json
 
 import pytest
@@ -11,10 +10,12 @@ from rich.console import Console
 from rayrlhf import stopping
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import DivergenceError, Interrupted
+from rayrlhf.errors import DivergenceError, GaveUp, Interrupted
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
 from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
+from rayrlhf.restarts import RecoveryConfig, Restarts
+from rayrlhf.stream import Stream
 from rayrlhf.timing import Stopwatch
 from tests.fakes import FakeRoles, prompts
 
@@ -24,6 +25,10 @@ class Words:
 
     def decode(self, tokens, skip_special_tokens):
         return " ".join(f"w{t}" for t in tokens.tolist())
+
+
+def batches(first: int, last: int):
+    yield from (prompts(2, first=2 * n) for n in range(first, last))
 
 
 def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None = None, **options) -> PPOLoop:
@@ -40,7 +45,7 @@ def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None 
     return PPOLoop(
         ppo=ppo,
         config=config,
-        prompts=(prompts(2, first=2 * n) for n in itertools.count(progress.batches if progress else 0)),
+        prompts=Stream(batches, progress.batches if progress else 0, steps),
         evaluator=Evaluator(prompts(3), Words(), gold, seed=1),
         log=MetricsLog(f"{run}", "ppo", steps, progress.step if progress else -1),
         stopwatch=stopwatch,
@@ -48,6 +53,7 @@ def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None 
         describe={"steps": steps},
         parents={},
         console=Console(file=io.StringIO()),
+        restarts=Restarts(RecoveryConfig(max_restarts=2, backoff_s=0.0)),
     )
 
 
@@ -148,3 +154,63 @@ def test_where_no_rollback_is_left_the_run_stops(tmp_path, options, diverges_at,
     with pytest.raises(DivergenceError, match="the policy's training diverged") as error:
         asyncio.run(loop(FakeRoles(diverges_at=diverges_at), tmp_path, 4, **options).run())
     assert told in str(error.value)
+
+
+def plain(rows: list[dict]) -> list[dict]:
+    """Rows without what a failure may change."""
+    return [{name: value for name, value in row.items() if not name.startswith(("time", "perf"))} for row in rows]
+
+
+def logged(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+CALLS = ["policy.logprobs", "policy.update", "critic.update", "policy.save", "publish"]
+
+
+@pytest.mark.parametrize(("call", "number"), [(call, number) for call in CALLS for number in (1, 2, 3)])
+def test_policy_or_critic_lost_anywhere_the_numbers_are_those_of_the_undisturbed_run(tmp_path, call, number):
+    """With checkpoints after steps 2 and 4: nothing is there yet, one is, and the steps since are taken again."""
+    whole, lossy = FakeRoles(), FakeRoles(lost_at=[(call, number)])
+    asyncio.run(loop(whole, tmp_path / "whole", 5, save_every=2).run())
+    done = loop(lossy, tmp_path / "lossy", 5, save_every=2)
+    asyncio.run(done.run())
+    assert lossy.restarts == 2 and done.restarts.count == 1, "policy and critic once each"
+    rows = logged(tmp_path / "lossy")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5], "each step once"
+    assert plain(rows) == plain(logged(tmp_path / "whole"))
+    assert rows[-1]["perf/role_restarts"] == 1 and lossy.logprob == whole.logprob
+    assert Progress.of(find_stage(f"{tmp_path}/lossy/ppo")).batches == 5
+    assert "policy and critic go on from" in done.console.file.getvalue()
+
+
+def test_lost_while_it_is_being_restored_or_after_a_rollback(tmp_path):
+    """Step 3's update diverges: back to 2, on with new prompts.  That load is lost, and the next one."""
+    fake = FakeRoles(diverges_at=[3], lost_at=[("policy.load", 1), ("policy.load", 2)])
+    done = loop(fake, tmp_path / "lossy", 4, save_every=2)
+    asyncio.run(done.run())
+    only_diverging = loop(FakeRoles(diverges_at=[3]), tmp_path / "whole", 4, save_every=2)
+    asyncio.run(only_diverging.run())
+    assert plain(logged(tmp_path / "lossy")) == plain(logged(tmp_path / "whole"))
+    assert fake.lr_scales == [0.5] and done.restarts.count == 2
+    assert done.progress.batches == only_diverging.progress.batches == 5 and done.progress.num_rollbacks == 1
+
+
+def test_lost_again_and_again_in_one_step_the_run_gives_up_and_can_be_resumed(tmp_path):
+    fake = FakeRoles(lost_at=[("policy.update", number) for number in (4, 6, 8)])  # each time step 4, after step 3
+    with pytest.raises(
+        GaveUp, match=r"policy and critic failed 3 time\(s\) in a row, and recovery.max_restarts=2"
+    ) as e:
+        asyncio.run(loop(fake, tmp_path, 5, save_every=2).run())
+    assert str(e.value).startswith("policy.update: a rank died")
+    progress = Progress.of(find_stage(f"{tmp_path}/ppo"))
+    assert progress.step == 2
+    asyncio.run(loop(FakeRoles(), tmp_path, 5, progress=progress, save_every=2).run(progress))
+    assert [row["step"] for row in logged(tmp_path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_further_step_begins_the_count_anew(tmp_path):
+    fake = FakeRoles(lost_at=[("policy.update", number) for number in (2, 3, 6, 7)])  # twice step 2, twice step 4
+    done = loop(fake, tmp_path, 5)
+    asyncio.run(done.run())
+    assert done.restarts.count == 4 and [row["step"] for row in logged(tmp_path)] == [0, 1, 2, 3, 4, 5]

@@ -6,9 +6,9 @@ import itertools
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,8 +27,6 @@ from rayrlhf.training.microbatches import pad as pad_rows
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-T = TypeVar("T")
 
 
 class Originals:
@@ -187,16 +185,6 @@ def text_batches(
         mask = pad_rows(batch.column("loss_mask").to_pylist())[0].bool()
         mask[:, 0] = False  # nothing predicts the first token
         yield TextBatch(tokens, lengths, mask)
-
-
-def going_on(batches: Callable[[int, int], Generator[T]], used: int, count: int) -> Generator[T]:
-    """`batches(used, count)`, the batches `used` .. `count` - 1 of a stream, and where more are asked for (after a
-    rollback) those behind them; close it where it is left."""
-    last = count
-    while True:
-        with closing(batches(used, last)) as part:
-            yield from part
-        used, last = max(used, last), last + count
 
 
 def _part(stream: Generator[Prompts], first: int, last: int) -> Generator[Prompts]:

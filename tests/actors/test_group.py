@@ -15,10 +15,11 @@ from actors.group import RankGroup, ReferenceGroup, ReplicaGroup, RewardGroup
 from actors.ranks import EngineRank
 from actors.reference import ReferenceReplica
 from actors.reward import RewardReplica
-from rayrlhf.errors import DeadlineError, ModelError, RoleError
+from rayrlhf.errors import ConfigError, DeadlineError, GaveUp, ModelError, StateLost
 from rayrlhf.models.causal_lm import load_tokenizer
 from rayrlhf.models.causal_lm import save as save_model
 from rayrlhf.models.scalar import load_scalar
+from rayrlhf.restarts import RecoveryConfig, Restarts
 from tests.training.experience import random_rollouts
 
 
@@ -39,6 +40,24 @@ class Echo:
     def rows(self, rollouts):
         return ray.get_runtime_context().get_actor_name(), rollouts.prompt_index.tolist()
 
+    def fail(self, marks, how):
+        """Fails in each process until there are as many files in the folder `marks` as it asks for."""
+        if how["actor"] == ray.get_runtime_context().get_actor_name() and len(os.listdir(marks)) < how["times"]:
+            with open(f"{marks}/{os.getpid()}", "w"):
+                pass
+            match how["kind"]:
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "exit":
+                    os._exit(1)
+                case "hang":
+                    time.sleep(120)
+                case "raise":
+                    raise RuntimeError("device-side assert")
+                case "refuse":
+                    raise ConfigError("the user's")
+        return os.getpid()
+
     def columns(self, rollouts, columns):
         return rollouts.prompt_index.tolist(), columns
 
@@ -49,8 +68,13 @@ class Echo:
 class Collective(EngineRank):
     """A rank that sums a number over all ranks."""
 
-    def start(self, rank, world_size, address, port, threads):
-        self.join(rank, world_size, address, port, threads)
+    def start(self, rank, world_size, address, port, timeout_s, threads):
+        self.join(rank, world_size, address, port, timeout_s, threads)
+        self.calls = 0
+
+    def count(self, _):
+        self.calls += 1
+        return self.answer(self.calls)
 
     def total(self, batch):
         number = torch.tensor(float(self.rank + len(batch)))
@@ -122,6 +146,49 @@ async def test_start_names_every_actor_that_is_late(groups):
     assert "echo-2" in message and "echo-1" not in message
 
 
+@pytest.mark.parametrize(
+    "kind", ["die", "hang", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("exit", "raise"))]
+)
+async def test_a_replica_that_fails_is_begun_anew_and_its_call_alone_asked_again(groups, tmp_path, kind):
+    said: list[str] = []
+    group = groups(ReplicaGroup, "echo", Echo, 2, deadline_s=3.0 if kind == "hang" else 60.0, late=())
+    group._restarts = Restarts(RecoveryConfig(max_restarts=2, backoff_s=0.0), said.append)
+    await group.start(60)
+    pids = [place.pid for place in (group.places["echo-0"], group.places["echo-1"])]
+    how = {"actor": "echo-1", "kind": kind, "times": 2}
+    answers = await calls.gather([group.ask(i, "fail", str(tmp_path), how) for i in range(2)])
+    assert answers[0] == pids[0] and answers[1] not in pids, "the other one goes on"
+    assert group.places["echo-1"].pid == answers[1] and len(os.listdir(tmp_path)) == 2
+    assert group._restarts.count == 2 and len(said) == 2 and "beginning echo-1 anew" in said[0]
+    assert not os.path.exists(f"/proc/{pids[1]}"), "also one that hangs is gone"
+
+
+async def test_what_fails_each_time_ends_it_and_a_users_error_at_once(groups, tmp_path):
+    group = groups(ReplicaGroup, "echo", Echo, 1, late=())
+    group._restarts = Restarts(RecoveryConfig(max_restarts=1, backoff_s=0.0), lambda _: None)
+    await group.start(60)
+    how = {"actor": "echo-0", "kind": "raise", "times": 9}
+    with pytest.raises(GaveUp, match=r"(?s)echo-0 failed in `fail`.*device-side assert.*echo-0 failed 2 time\(s\)"):
+        await group.ask(0, "fail", str(tmp_path), how)
+    group._restarts.succeeded("echo-0")
+    before = len(os.listdir(tmp_path))
+    with pytest.raises(ConfigError, match="the user's"):
+        await group.ask(0, "fail", str(tmp_path), how | {"kind": "refuse"})
+    assert len(os.listdir(tmp_path)) == before + 1
+
+
+async def test_a_call_that_is_given_up_while_its_replica_begins_anew_leaves_a_group_that_works(groups, tmp_path):
+    group = groups(ReplicaGroup, "echo", Echo, 1, late=())
+    group._restarts = Restarts(RecoveryConfig(backoff_s=0.0), lambda _: None)
+    await group.start(60)
+    ask = asyncio.ensure_future(group.ask(0, "fail", str(tmp_path), {"actor": "echo-0", "kind": "die", "times": 1}))
+    while not group._restarts.count:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # in the middle of the new process's start
+    ask.cancel()
+    assert await group.ask(0, "pid") == group.places["echo-0"].pid
+
+
 async def test_ranks_meet_and_fail_together(groups):
     """One process group, one failure after another: the last one ends it."""
     group = groups(RankGroup, "policy", Collective, 2, threads=1)
@@ -129,18 +196,25 @@ async def test_ranks_meet_and_fail_together(groups):
     assert await group.together("total", ray.put(random_rollouts(5))) == 11  # (0 + 5) + (1 + 5)
 
     began = time.monotonic()
-    with pytest.raises(RoleError, match="policy-1 failed in `fail_on_the_last`(.|\n)*no such row"):
+    with pytest.raises(StateLost, match="policy-1 failed in `fail_on_the_last`(.|\n)*no such row"):
         await group.together("fail_on_the_last")  # policy-0 stays in the barrier
     assert time.monotonic() - began < calls.EXPLANATION_S + 5
 
 
-async def test_the_rank_that_died_is_named_within_seconds(groups):
+async def test_the_rank_that_died_is_named_within_seconds_and_the_group_has_new_processes(groups):
     group = groups(RankGroup, "policy", Collective, 2, threads=1)
     await group.start(120)
+    assert [await group.together("count", None) for _ in range(2)] == [1, 2]
+    before = dict(group.places)
     began = time.monotonic()
-    with pytest.raises(calls.RoleDied, match="^policy-1 died in `die_on_the_last`"):
+    with pytest.raises(StateLost, match="^policy-1 died in `die_on_the_last`"):
         await group.together("die_on_the_last")
     assert time.monotonic() - began < 20
+    await group.restart()  # policy-0 was in the barrier still
+    assert await group.together("total", ray.put(random_rollouts(5))) == 11
+    assert await group.together("count", None) == 1, "as it began"
+    assert {place.pid for place in before.values()}.isdisjoint(place.pid for place in group.places.values())
+    assert not any(os.path.exists(f"/proc/{place.pid}") for place in before.values())
 
 
 async def test_reference_and_reward_replicas_agree_with_one_model(groups, tiny_model, tmp_path):

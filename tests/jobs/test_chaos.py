@@ -1,0 +1,107 @@
+"""Actors killed and stopped at random moments of real PPO runs: each run ends with the undisturbed one's numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ppo
+from rayrlhf.config import load
+from tests.jobs.test_ppo import overrides
+
+STEPS = 6
+ROLES = ("policy", "critic", "reference", "reward", "rollout")
+
+
+@pytest.fixture
+def run(tiny_model, reward_folder, prompts_file, tmp_path, ray_local, monkeypatch) -> Callable[..., list[dict]]:
+    """`run(name, faults, **keys)` -> the rows of a PPO run in which faults (step, role, signal) came to pass."""
+    start = ppo._start
+
+    def make(name: str, faults: list[tuple[int, str, int]] = (), **more: Any) -> list[dict]:
+        groups: dict[str, Any] = {}
+
+        async def started(config, placement, made, *rest):
+            groups.update(made)
+            roles = await start(config, placement, made, *rest)
+            groups.update(made)
+            return roles
+
+        monkeypatch.setattr(ppo, "_start", started)
+        keys = {"loop.steps": STEPS, "loop.save_every": 2, "loop.evaluate_every": 3, "rollout.engine": "transformers"}
+        keys |= {"recovery.backoff_s": 0.1, "run.trackers": "[]", **more}
+        root = tmp_path / name
+        given = overrides(root, tiny_model("llama"), reward_folder("llama"), prompts_file, **keys)
+        log, over = root / "tiny" / "metrics.jsonl", threading.Event()
+        fault = threading.Thread(target=come_to_pass, args=(faults, groups, log, over))
+        fault.start()
+        try:
+            ppo.run(load(ppo.PPOConfig, None, given))
+        finally:
+            over.set()
+            fault.join()
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    return make
+
+
+def come_to_pass(faults, groups: dict[str, Any], log: Path, over: threading.Event) -> None:
+    """Each fault some time after its step was logged."""
+    for step, role, number in faults:
+        while not over.is_set() and not (log.exists() and f'"step": {step},' in log.read_text()):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.6))
+        if not over.is_set():
+            place = groups[role].places.get(f"{role}-0")
+            if place is not None:  # None: it is being begun anew
+                print(f"signal {number} to {role}-0 after step {step}", flush=True)
+                os.kill(place.pid, number)
+
+
+def plain(rows: list[dict]) -> list[dict]:
+    """Rows without what a failure may change: times, and how long the last publish took."""
+    changing = ("time", "perf", "sync/publish_s")
+    return [{name: value for name, value in row.items() if not name.startswith(changing)} for row in rows]
+
+
+def test_killed_actors_change_no_number(run):
+    whole = run("whole")
+    assert [row["step"] for row in whole] == list(range(STEPS + 1))
+    random.seed(11)
+    killed = run("killed", [(0, "rollout", signal.SIGKILL), (3, "policy", signal.SIGKILL)])
+    assert plain(killed) == plain(whole)
+    assert killed[-1]["perf/role_restarts"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ROLES)
+def test_each_kind_of_actor_killed_at_random_moments(run, role):
+    whole = run("whole")
+    for number in range(4):
+        step = random.randrange(STEPS - 1)
+        rows = run(f"{number}", [(step, role, signal.SIGKILL)])
+        assert plain(rows) == plain(whole), f"{role} killed after step {step}"
+        assert rows[-1]["perf/role_restarts"] >= 1, "the kill was noticed"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ["policy", "rollout"])
+def test_one_that_hangs_is_begun_anew_after_its_deadline(run, role, capfd):
+    whole = run("whole")
+    stopped = run("stopped", [(1, role, signal.SIGSTOP)], call_deadline_s=20, **{"recovery.stall_s": 8})
+    assert plain(stopped) == plain(whole) and stopped[-1]["perf/role_restarts"] == 1
+    printed = capfd.readouterr().out
+    assert (
+        f"waiting for {role}-0: " in printed.replace("\n", "") and "did not take the signal (is it stopped?)" in printed
+    )
