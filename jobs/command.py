@@ -2,8 +2,9 @@
 
     parse -> load -> check -> (print the plan | fit -> join the cluster -> run -> leave it)
 
-Exit codes: 0 done, 2 a `UserError` (one message, no traceback), 130 interrupted, 1 anything else
-(with its traceback).  Nothing heavy is imported before it is needed, so `--help` answers at once.
+Exit codes: 0 done, 2 a `UserError` (one message, no traceback), 130 interrupted, 1 anything else (with its
+traceback; where an actor failed again and again, with that of the actor).  Nothing heavy is imported before it is
+needed, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from rayrlhf import stopping
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
-from rayrlhf.errors import ConfigError, Interrupted, UserError
+from rayrlhf.errors import ConfigError, GaveUp, Interrupted, UserError
 from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ C = TypeVar("C", bound=Section)
 FLAGS = ("--help", "-h", "--print-config", "--dry-run")
 INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
+FAILED = 1
 # Ray Data adds advice about retries to what its tasks raise; it does not mend a user's rows
 _RETRIES = re.compile(r"\nFailed to .* attempts \(")
 
@@ -111,6 +113,9 @@ def main(
             kept = "; finished stages are kept" if "run" in config_class.model_fields else ""
             complain(f"{name}: interrupted{kept}", "stopped")
             return INTERRUPTED
+        except GaveUp as error:  # its text holds the traceback of the actor that failed; this process's says nothing
+            complain(str(error))
+            return FAILED
         except Exception as error:
             cause = user_error(error)
             if cause is None:
@@ -214,6 +219,8 @@ def _would_do(stage: str, made: Made) -> str:
     found = lineage.check(made.config.run.stage(stage), made.config, made.parents)
     if found.stage is None:
         return "would be made"
+    if found.torn and found.state != "changed":
+        return f"{', '.join(found.torn)} torn: would go on from step {found.stage.manifest['step']}, which is whole"
     words = {
         "finished": "there already, made from the same inputs: would not be made again",
         "unfinished": f"was cut off: would go on from step {found.stage.manifest['step']}",

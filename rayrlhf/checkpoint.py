@@ -17,9 +17,11 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +178,39 @@ def find_stage(path: str, kind: str | None = None) -> StageDir:
                 f"{where} is torn: {name} {problem}. Use an older step_* of the stage, or run the stage again."
             )
     return StageDir(where, manifest)
+
+
+def newest_whole(root: str) -> tuple[StageDir, dict[str, str]]:
+    """(the newest step of the stage at `root` that is whole, why each newer one is not, by its name), up to the step
+    that `latest` names: those behind it were dropped.  Raises CheckpointError where none is whole."""
+    filesystem, where = fsspec.core.url_to_fs(root.rstrip("/"))
+    torn: dict[str, str] = {}
+    pointer = filesystem.cat_file(f"{where}/latest")
+    try:
+        last: int | None = _number(pointer.decode().strip())
+    except ValueError:
+        last, torn["latest"] = None, f"{root}/latest is torn: {pointer[:40]!r} names no step."
+    names = [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(where, detail=False, refresh=True)]
+    steps = sorted((name for name in names if re.fullmatch(r"step_\d+", name)), key=_number, reverse=True)
+    for name in steps:
+        if last is not None and _number(name) > last:
+            continue
+        try:
+            return find_stage(f"{root.rstrip('/')}/{name}"), torn
+        except CheckpointError as error:
+            torn[name] = str(error)
+    raise CheckpointError(f"no step of {root} is whole: {'; '.join(torn.values()) or 'there is none'}")
+
+
+def set_aside(root: str, torn: Iterable[str], newest: str) -> None:
+    """Steps that are torn are called `torn_step_*` from now on, which nothing reads, and `latest` names the step
+    directory `newest`."""
+    filesystem, where = fsspec.core.url_to_fs(root.rstrip("/"))
+    _write(filesystem, f"{where}/latest", posixpath.basename(newest))
+    for name in (name for name in torn if name != "latest"):
+        if filesystem.exists(f"{where}/torn_{name}"):
+            filesystem.rm(f"{where}/torn_{name}", recursive=True)
+        filesystem.mv(f"{where}/{name}", f"{where}/torn_{name}", recursive=True)
 
 
 def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import fsspec
 from pydantic import ValidationError
 
-from rayrlhf.checkpoint import StageDir, find_stage, stage_hash
+from rayrlhf.checkpoint import StageDir, newest_whole, set_aside, stage_hash
 from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
 
@@ -22,15 +23,18 @@ NO_INPUTS = (
 
 @dataclass(frozen=True)
 class Standing:
-    """`absent`: nothing there.  `finished`, `unfinished`: with these inputs.  `changed`: with others."""
+    """`absent`: nothing there.  `finished`, `unfinished`: with these inputs.  `changed`: with others.
+
+    `stage` is the newest whole step; `torn`: why each newer one is not whole, by its name."""
 
     state: Literal["absent", "finished", "unfinished", "changed"]
     stage: StageDir | None
     differences: tuple[str, ...] = ()
+    torn: Mapping[str, str] = field(default_factory=dict)
 
 
 def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
-    """Compare the newest step of the stage at `root` with a configuration and its parents' hashes.
+    """Compare the newest whole step of the stage at `root` with a configuration and its parents' hashes.
 
     A key that this version has and the one which made the stage had not counts as its default there, so
     that a run outlives an update.
@@ -39,7 +43,7 @@ def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
     if not filesystem.exists(f"{where}/latest"):
         return Standing("absent", None)
     try:
-        stage = find_stage(root)
+        stage, torn = newest_whole(root)
     except CheckpointError as error:
         return Standing("changed", None, (f"it cannot be read: {error}",))
     known = {role: parent["hash"] for role, parent in stage.manifest["parents"].items()}
@@ -49,8 +53,8 @@ def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
         if known.get(role) != stage_hash(path):
             differences.append(f"parent {role}: {path} is another one now")
     if differences:
-        return Standing("changed", stage, tuple(differences))
-    return Standing("finished" if stage.manifest["is_final"] else "unfinished", stage)
+        return Standing("changed", stage, tuple(differences), torn)
+    return Standing("finished" if stage.manifest["is_final"] else "unfinished", stage, (), torn)
 
 
 def check(root: str, config: Any, parents: dict[str, str]) -> Standing:
@@ -66,9 +70,17 @@ def check(root: str, config: Any, parents: dict[str, str]) -> Standing:
 
 
 def claim(root: str, config: Any, parents: dict[str, str]) -> Standing:
-    """`check`, and remove a stage of other inputs: absent, finished or unfinished is left."""
+    """`check`, remove a stage of other inputs, and set torn steps aside: absent, finished or unfinished is left."""
     found = check(root, config, parents)
     if found.state != "changed":
+        if found.stage is not None and found.torn:
+            step = found.stage.manifest["step"]
+            for problem in found.torn.values():
+                print(f"warning: {problem}", flush=True)
+            print(
+                f"warning: {root} goes on from step {step}, which is whole; torn steps are kept as torn_*", flush=True
+            )
+            set_aside(root, found.torn, found.stage.path)
         return found
     filesystem, where = fsspec.core.url_to_fs(root)
     for role, path in parents.items():

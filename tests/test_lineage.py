@@ -1,11 +1,13 @@
 """What a pipeline may skip, what it resumes, and what it refuses to overwrite."""
 
 import json
+import os
+import random
 from typing import Any, Literal
 
 import pytest
 
-from rayrlhf.checkpoint import StageWriter
+from rayrlhf.checkpoint import StageWriter, find_stage
 from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
 from rayrlhf.lineage import check, claim, standing
@@ -113,3 +115,74 @@ def test_a_torn_stage_can_be_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: .*is torn"):
         claim(root, configured(), {})
     assert claim(root, configured(run=REPLACE), {}).state == "absent"
+
+
+def checkpoints(root, config: Config) -> None:
+    for step in (1, 2, 3):
+        writer = StageWriter(str(root), step)
+        for folder in (writer.model_dir, writer.state_dir):
+            with open(f"{folder}/file.bin", "wb") as file:
+                file.write(bytes([step]) * 1000)
+        writer.finish("sft", config.model_dump(mode="json"), {}, {}, is_final=step == 3, keep=9)
+
+
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[random.Random(0).randrange(len(data))] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut short": lambda step: os.truncate(step / "state/file.bin", random.Random(1).randrange(1000)),
+    "a file is gone": lambda step: (step / "model/file.bin").unlink(),
+    "a byte differs": lambda step: flip(step / "model/file.bin"),
+    "manifest cut short": lambda step: os.truncate(step / "stage.json", 200),
+    "manifest gone": lambda step: (step / "stage.json").unlink(),
+    "manifest of no sense": lambda step: (step / "stage.json").write_text("[1, 2]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_torn_checkpoints_the_newest_whole_one_before_them_is_used_and_said_so(tmp_path, damage, capsys):
+    root, config = tmp_path / "sft", configured()
+    checkpoints(root, config)
+    for step in (2, 3):
+        DAMAGES[damage](root / f"step_00000{step}")
+    found = standing(str(root), config, {})
+    assert (found.state, found.stage.manifest["step"], list(found.torn)) == (
+        "unfinished",
+        1,
+        ["step_000003", "step_000002"],
+    )
+    assert (root / "latest").read_text() == "step_000003", "nothing was touched yet"
+    assert claim(str(root), config, {}).stage.path == str(root / "step_000001")
+    printed = capsys.readouterr().out
+    assert f"{root}/step_000003" in printed and f"{root} goes on from step 1, which is whole" in printed
+    assert find_stage(str(root)).path == str(root / "step_000001")
+    assert sorted(path.name for path in root.iterdir()) == [
+        "latest", "step_000001", "torn_step_000002", "torn_step_000003",
+    ]  # fmt: skip
+    claim(str(root), config, {})
+    assert capsys.readouterr().out == "", "said once"
+
+
+def test_a_pointer_of_no_sense_and_steps_that_were_dropped(tmp_path):
+    root, config = tmp_path / "sft", configured()
+    checkpoints(root, config)
+    (root / "latest").write_text("step_000002")  # as a kill in make_final leaves it: step 3 was worse
+    assert standing(str(root), config, {}).stage.manifest["step"] == 2
+    (root / "latest").write_text("\x00\x00")
+    assert standing(str(root), config, {}).stage.manifest["step"] == 3
+    claim(str(root), config, {})
+    assert find_stage(str(root)).manifest["step"] == 3, "the pointer is mended"
+
+
+def test_where_no_step_is_whole_each_is_named(tmp_path):
+    root, config = tmp_path / "sft", configured()
+    checkpoints(root, config)
+    for step in (1, 2, 3):
+        DAMAGES["cut short"](root / f"step_00000{step}")
+    with pytest.raises(
+        CheckpointError, match="(?s)cannot be read: no step of .*step_000003 is torn.*step_000001 is torn"
+    ):
+        claim(str(root), config, {})
