@@ -55,8 +55,12 @@ def check_stall(config: RecoveryConfig, call_deadline_s: float) -> float:
 class Restarts:
     """Counts failures in a row by name."""
 
-    def __init__(self, config: RecoveryConfig, say: Callable[[str], Any] = print) -> None:
+    def __init__(
+        self, config: RecoveryConfig, say: Callable[[str], Any] = print, key: str = "recovery.max_restarts"
+    ) -> None:
+        """`key`: what the user calls `config.max_restarts`."""
         self.count = 0  # of all names, so far
+        self._key = key
         self._config, self._say = config, say
         self._in_row: dict[str, int] = defaultdict(int)
 
@@ -66,8 +70,8 @@ class Restarts:
         number, most = self._in_row[name], self._config.max_restarts
         if number > most:
             raise GaveUp(
-                f"{error}\n{name} failed {number} time(s) in a row, and recovery.max_restarts={most} is used up. The "
-                "newest checkpoint is kept: mend the cause, and the same command goes on from there"
+                f"{error}\n{name} failed {number} time(s) in a row, and {self._key}={most} is used up. The newest "
+                "checkpoint is kept: mend the cause, and the same command goes on from there"
             ) from error
         wait_s = self._config.backoff_s * 2 ** (number - 1)
         self.count += 1

@@ -116,6 +116,12 @@ class TrainConfig(Section):
         default=500, ge=0, description="optimizer steps between checkpoints to resume from; 0: only at the end"
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
+    max_restarts: int = Field(
+        default=3,
+        ge=0,
+        description="times in a row, without a further checkpoint between, that workers are begun anew from the newest "
+        "checkpoint when one dies or raises an error that is not the user's",
+    )
     engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
     rollback: RollbackConfig = Field(default=RollbackConfig(), description="when steps are skipped in a row")
 

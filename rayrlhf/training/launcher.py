@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 
 from rayrlhf import lineage, stopping
+from rayrlhf.checkpoint import newest_whole
 from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.data.mixing_rates import described
-from rayrlhf.errors import DataError, RayRLHFError, UserError
+from rayrlhf.errors import DataError, RayRLHFError, RoleError, UserError
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.peft_config import PeftConfig
+from rayrlhf.restarts import RecoveryConfig, Restarts
 from rayrlhf.run import RunConfig
 from rayrlhf.trackers.choice import tracker_environment
 from rayrlhf.training.config import TrainConfig
@@ -214,6 +218,42 @@ def _complete(
 
 
 def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
+    """The stage by Ray Train's workers; in new ones from the newest checkpoint where some failed.
+
+    Ray Train's own FailureConfig would try again what the user has to mend, too.
+    """
+    from rayrlhf.training.supervised import request_path
+
+    most = stage.train.max_restarts
+    restarts = Restarts(RecoveryConfig(max_restarts=most), partial(print, flush=True), "train.max_restarts")
+    request = _Request(request_path(stage.run, stage.name))
+    request.withdraw()
+    try:
+        with stopping.after_step(stage.name, request.make):
+            while True:
+                try:
+                    return _fit(stage, rows)
+                except RoleError as error:
+                    if stopping.asked():
+                        raise
+                    newest = _newest(stage)
+                    if newest != stage.resume_from:
+                        restarts.succeeded(stage.name)
+                    asyncio.run(restarts.after(stage.name, error))
+                    stage = replace(stage, resume_from=newest, started=time.time())
+    finally:
+        request.withdraw()
+
+
+def _newest(stage: Stage) -> str | None:
+    """The step directory of the stage's newest checkpoint."""
+    root = stage.run.stage(stage.name)
+    filesystem, where = fsspec.core.url_to_fs(root)
+    return newest_whole(root)[0].path if filesystem.exists(f"{where}/latest") else None
+
+
+def _fit(stage: Stage, rows: dict[str, Dataset]) -> str:
+    """Once; raises RoleError where workers failed, and the user's errors."""
     from ray.train import DataConfig as ShardConfig
     from ray.train import LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as TrainRunConfig
@@ -223,8 +263,6 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
         def _register_sigint_handler(self, controller: Any) -> None:
             """None: Ray's own would outlive this fit, and end every later stage at Ctrl-C with exit code 0.
             The job's handler asks the workers to stop, or raises KeyboardInterrupt: leaving the cluster ends them."""
-
-    from rayrlhf.training.supervised import request_path
 
     train = stage.train
     resources = {"CPU": train.cpus_per_worker}
@@ -246,15 +284,10 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # of the version 2 class
         ),
     )
-    request = _Request(request_path(stage.run, stage.name))
-    request.withdraw()
     try:
-        with stopping.after_step(stage.name, request.make):
-            return str(trainer.fit().return_value)
+        return str(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise _cause(stage.name, error) from error
-    finally:
-        request.withdraw()
 
 
 class _Request:
@@ -282,7 +315,7 @@ def _cause(name: str, error: BaseException) -> RayRLHFError:
                 return inner
             inner = inner.__cause__ or getattr(inner, "cause", None)
     told = "\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items()) or str(error)
-    return RayRLHFError(f"stage {name} failed in its Ray Train workers:\n{told}")
+    return RoleError(f"stage {name} failed in its Ray Train workers:\n{told}")
 
 
 def _worker(config: dict[str, Any]) -> str:

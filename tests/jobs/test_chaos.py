@@ -6,16 +6,20 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs import ppo
 from rayrlhf.config import load
+from tests.conftest import ROOT
 from tests.jobs.test_ppo import overrides
 
 STEPS = 6
@@ -105,3 +109,70 @@ def test_one_that_hangs_is_begun_anew_after_its_deadline(run, role, capfd):
     assert (
         f"waiting for {role}-0: " in printed.replace("\n", "") and "did not take the signal (is it stopped?)" in printed
     )
+
+
+TWO_NODES = """
+layout:
+  base: null
+  pools:
+    train: {bundles: 1, cpus: 2}
+    others: {bundles: 1, cpus: 2}
+  roles:
+    policy: {pool: train, cpus: 1}
+    critic: {pool: train, cpus: 1}
+    rollout: {pool: others, cpus: 1}
+    reference: {pool: others, cpus: 0.5}
+    reward: {pool: others, cpus: 0.5}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_nodes_roles_go_on_elsewhere(tiny_model, reward_folder, prompts_file, tmp_path):
+    (tmp_path / "layout.yaml").write_text(TWO_NODES)
+
+    def run_on_a_cluster(lost: str) -> list[dict]:
+        more = {"loop.steps": STEPS, "loop.save_every": 2, "rollout.engine": "transformers", "run.trackers": "[]"}
+        keys = overrides(tmp_path / lost, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        command = [sys.executable, "-m", "tests.jobs.lose_node", str(tmp_path / "layout.yaml"), lost, *keys]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert ("LOST" in done.stdout) == (lost != "none")
+        lines = (tmp_path / lost / "tiny" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    whole = run_on_a_cluster("none")
+    for role in ("rollout", "policy"):
+        rows = run_on_a_cluster(role)
+        assert plain(rows) == plain(whole) and rows[-1]["perf/role_restarts"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_killed_at_a_random_moment_goes_on_exactly(tiny_model, reward_folder, prompts_file, tmp_path):
+    """SIGKILL to the driver of a PPO run, three times, while it trains, saves or starts; the same command goes on."""
+    more = {"loop.steps": 8, "loop.save_every": 2, "rollout.engine": "transformers", "run.trackers": "[]"}
+
+    def command(root: Path) -> list[str]:
+        keys = overrides(root, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        return [sys.executable, "-m", "jobs.ppo", *keys]
+
+    def rows_of(root: Path) -> list[dict]:
+        return [json.loads(line) for line in (root / "tiny" / "metrics.jsonl").read_text().splitlines()]
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, env=environment, check=True, timeout=300)
+    log = tmp_path / "cut" / "tiny" / "metrics.jsonl"
+    for step in sorted(random.sample(range(1, 8), 3)):
+        job = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT, env=environment, start_new_session=True)
+        while not (log.exists() and f'"step": {step},' in log.read_text()):
+            assert job.poll() is None, "it ended before its step"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1.0))
+        children = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+        job.kill()
+        job.wait()
+        psutil.wait_procs(children, timeout=60)
+    subprocess.run(command(tmp_path / "cut"), cwd=ROOT, env=environment, check=True, timeout=300)
+    assert plain(rows_of(tmp_path / "cut")) == plain(rows_of(tmp_path / "whole"))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import random
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -380,3 +385,41 @@ def test_a_model_without_tokenizer_or_a_wrong_table(
     with pytest.raises(DataError, match="completion"):
         model = f"model={tiny_model('gpt2')}"
         sft.check(load(sft.SFTConfig, None, ["run.name=x", model, data, "data.max_tokens=64"]))
+
+
+def titles(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()[:1])
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_killed_at_a_random_moment_changes_no_number(
+    tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two ranks one dies: new ones go on from the newest checkpoint."""
+    more = ["train.epochs=3", "train.save_every=4", "train.keep=5", "run.trackers=[]", *TWO]
+    given = [tiny_model("llama"), files["completions"], *more]
+    fine_tune(sft, sft.SFTConfig, tmp_path, "whole", *given)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    step = random.randrange(1, 12)
+
+    def kill_one() -> None:
+        while not (log.exists() and f'"step": {step},' in log.read_text()):
+            time.sleep(0.005)
+        own = psutil.Process().children(recursive=True)  # this session's Ray
+        random.choice([process for process in own if "RayTrainWorker" in titles(process)]).kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    fine_tune(sft, sft.SFTConfig, tmp_path, "killed", *given)
+    killer.join()
+    printed = capfd.readouterr().out
+    assert "beginning sft anew in 2 s (restart 1 of 3 in a row)" in printed, f"killed after step {step}"
+    whole, killed = logged(tmp_path, "whole"), logged(tmp_path, "killed")
+    assert [row["step"] for row in killed] == list(range(1, 16))
+    names = [name for name in whole[-1] if not name.startswith(("time", "perf"))]
+    assert [[row.get(name) for name in names] for row in killed] == [[row.get(name) for name in names] for row in whole]
+    one, two = (weights_of(str(tmp_path / name / "sft")) for name in ("whole", "killed"))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
