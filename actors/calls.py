@@ -24,6 +24,7 @@ from rayrlhf.errors import DeadlineError, RoleError, UserError
 # break within milliseconds ("connection closed"), while Ray reports the death about a second later.
 EXPLANATION_S = 3.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_SHOWN = {"__ray_call__": "is your process up"}  # Ray's way to run a function in an actor's process
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: floa
     remote traceback for anything else.
     """
     ref = getattr(handle, method).options(name=f"{role}.{method}").remote(*args, **kwargs)
+    method = _SHOWN.get(method, method)
     try:
         with wait_for(role, method):
             return await asyncio.wait_for(_answer(ref), deadline_s)
@@ -81,7 +83,7 @@ async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: floa
         raise DeadlineError(
             f"{role} did not answer `{method}` within {deadline_s:g} s: it hangs, waits for a peer or for "
             f"resources, or is slow. See its log and stack in the Ray dashboard (Actors, {role}); "
-            "if it is only slow, raise the deadline."
+            "if it is only slow, raise call_deadline_s (of `start`: start_deadline_s)."
         ) from None
     except asyncio.CancelledError:
         ray.cancel(ref)  # takes back a call still in the actor's queue; one that runs goes on

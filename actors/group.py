@@ -225,6 +225,14 @@ class ReplicaGroup(ActorGroup):
         await self._listen(index, self._start_deadline_s)
         await self.call(index, "start", deadline_s=self._start_deadline_s, **self._kwargs)
 
+    async def everyone(self, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> list[Any]:
+        """As ActorGroup's, of each surely."""
+
+        def asking(index: int) -> Callable[[], Awaitable[Any]]:
+            return lambda: self.call(index, method, *args, deadline_s=deadline_s, **kwargs)
+
+        return await calls.gather([self.surely(index, asking(index)) for index in range(len(self.handles))])
+
     async def surely(self, index: int, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask()`, a call to that replica, returns; asked again of a new process where it failed.
 

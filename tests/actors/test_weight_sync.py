@@ -1,7 +1,9 @@
 """Weights published from a policy into running engines, over the object store."""
 
 import asyncio
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -15,7 +17,8 @@ from actors.group import ActorGroup
 from actors.rollout import RolloutGroup
 from actors.weight_sync import Publisher, buckets_of, publish_folder, put
 from rayrlhf.batches import Prompts
-from rayrlhf.errors import RoleError
+from rayrlhf.errors import GaveUp, RoleError
+from rayrlhf.restarts import RecoveryConfig, Restarts
 from tests.actors.test_engines import largest_gap, other_model
 from tests.actors.test_rollout import Anywhere
 
@@ -105,12 +108,38 @@ def test_a_tensor_changed_on_the_way_is_named_with_its_rollout(ray_local, tiny_m
     folder = tiny_model("llama")
 
     async def body(policy, rollout):
+        rollout._restarts = Restarts(RecoveryConfig(max_restarts=0))
         await Publisher(policy, rollout, bucket_bytes=40_000).publish(1)
 
     names = [list(bucket) for bucket in buckets_of(other_model(folder, 5).named_parameters(), 40_000)]
     with pytest.raises(RoleError, match=rf"rollout-0 loaded {names[1][0]} with digest") as error:
         run(folder, "transformers", 1, body, fault="changed on the way")
     assert "version 1" in str(error.value)
+
+
+def test_a_rollout_that_died_samples_from_what_was_published_last(ray_local, tiny_model):
+    folder = tiny_model("llama")
+
+    async def body(policy, rollout):
+        rollout._restarts = Restarts(RecoveryConfig(max_restarts=1, backoff_s=0.0), lambda _: None)
+        publisher = Publisher(policy, rollout, bucket_bytes=40_000)
+        await publisher.publish(3)
+        whole = await rollout.generate(batch(), 0)
+        os.kill(rollout.places["rollout-1"].pid, signal.SIGKILL)
+        again = await rollout.generate(batch(), 0)
+        os.kill(rollout.places["rollout-0"].pid, signal.SIGKILL)
+        await publisher.publish(4)  # dead while it is to load
+        versions = await rollout.everyone("version")
+        rollout.reload = None  # a missed publish
+        os.kill(rollout.places["rollout-0"].pid, signal.SIGKILL)
+        with pytest.raises(GaveUp, match=r"rollout-0 sampled from weights of version \[0\], and 4 was published"):
+            await rollout.generate(batch(), 0)
+        return whole, again, versions, await policy.everyone("times_called")
+
+    whole, again, versions, calls = run(folder, "transformers", 2, body)
+    assert again.policy_version.tolist() == [3] * 10 and torch.equal(again.tokens, whole.tokens)
+    assert torch.equal(again.sampled_logprobs, whole.sampled_logprobs)
+    assert versions == [4, 4] and calls == [3, 3], "two publishes, and once more for the one that was begun anew"
 
 
 def stored_objects():

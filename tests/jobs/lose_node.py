@@ -1,5 +1,7 @@
-"""Run by test_chaos.py in a process of its own, `python -m tests.jobs.lose_node CONFIG.yaml ROLE key=value...`: PPO on a
-simulated cluster whose node with ROLE goes away after the second step; another one joins some seconds later."""
+"""Run by test_chaos.py in a process of its own, `python -m tests.jobs.lose_node CONFIG.yaml ROLE key=value...`.
+
+PPO on a simulated cluster whose node with ROLE (none: no node) goes away after the second step; another one joins some
+seconds later."""
 
 import sys
 import threading

@@ -99,6 +99,12 @@ def test_each_kind_of_actor_killed_at_random_moments(run, role):
 
 
 @pytest.mark.slow
+def test_a_killed_vllm_is_given_the_policys_weights_again(run):
+    more = {"loop.steps": 3, "rollout.engine": "vllm"}
+    assert plain(run("killed", [(1, "rollout", signal.SIGKILL)], **more)) == plain(run("whole", **more))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("role", ["policy", "rollout"])
 def test_one_that_hangs_is_begun_anew_after_its_deadline(run, role, capfd):
