@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.ranks import EngineRank
 from rayrlhf.batches import CriticBatch, Rollouts, Values
+from rayrlhf.checkpoint import writing
 from rayrlhf.roles import Metrics
 from rayrlhf.training.critic_learner import CriticLearner
 
@@ -30,7 +31,8 @@ class CriticRank(EngineRank):
     def save(self, directory: str) -> None:
         """The model and every rank's engine state to `directory/state/critic`."""
         state = os.path.join(directory, "state")
-        self.learner.save(os.path.join(state, "critic", "model"), state)
+        with writing(directory):
+            self.learner.save(os.path.join(state, "critic", "model"), state)
 
     def load(self, directory: str, lr_scale: float) -> None:
         self.learner.load(os.path.join(directory, "state"), lr_scale)

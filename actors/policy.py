@@ -10,6 +10,7 @@ from torch import Tensor
 from actors.ranks import EngineRank
 from actors.weight_sync import Bucket, put
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
+from rayrlhf.checkpoint import writing
 from rayrlhf.roles import Metrics
 from rayrlhf.training.policy_learner import PolicyLearner
 
@@ -38,7 +39,8 @@ class PolicyRank(EngineRank):
     def save(self, directory: str) -> None:
         """The model to `directory/model` (an adapter besides to `directory/adapter`), every rank's engine state
         to `directory/state/policy`."""
-        self.learner.save(os.path.join(directory, "model"), os.path.join(directory, "state"))
+        with writing(directory):
+            self.learner.save(os.path.join(directory, "model"), os.path.join(directory, "state"))
 
     def load(self, directory: str, lr_scale: float) -> None:
         self.learner.load(os.path.join(directory, "state"), lr_scale)

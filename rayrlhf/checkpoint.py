@@ -13,6 +13,7 @@ any other fsspec URI is staged in a temporary folder and uploaded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +53,44 @@ class StageDir:
         return os.path.join(self.path, "state")
 
 
+# the disk's or the user's quota, a file's limit, no right to write
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Around what writes a checkpoint's files under `path`: CheckpointError where the disk is full or may not be
+    written to."""
+    try:
+        yield
+    except Exception as error:  # safetensors' own errors carry the system's only as words
+        number = getattr(error, "errno", None) or _number_in(str(error))
+        if number not in (*_NO_ROOM, *_NO_RIGHT):
+            raise
+        free = shutil.disk_usage(_existing(path)).free / 2**30
+        remedy = "make room" if number in _NO_ROOM else "let it be written to"
+        raise CheckpointError(
+            f"{path} cannot be written: {os.strerror(number)}; {free:.2f} GiB are free on that disk. The checkpoints "
+            f"before it are whole: {remedy}, and the same command goes on from the newest. Fewer are kept with a lower "
+            "`keep`, and others written elsewhere with run.root"
+        ) from error
+
+
+def _number_in(words: str) -> int | None:
+    """Of a system error in an error's text, as Rust's libraries write it."""
+    found = re.search(r"\(os error (\d+)\)", words)
+    return int(found[1]) if found else None
+
+
+def _existing(path: str) -> str:
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 class StageWriter:
-    """Writes one step directory: fill `model_dir` and `state_dir`, then call `finish`."""
+    """Writes one step directory: fill `model_dir` and `state_dir`, then call `finish`, or `discard`."""
 
     def __init__(self, root: str, step: int) -> None:
         """`root` is `runs/NAME/STAGE`, local or an fsspec URI; an unfinished directory of the same step is replaced."""
@@ -90,6 +128,21 @@ class StageWriter:
         maps what this stage was made from (`model`, `data`, ...) to stage directories or folders;
         `config` is the resolved configuration.  Returns the step directory's path.
         """
+        with writing(self.path):
+            self._finish(kind, config, parents, metrics, is_best, is_final, keep, seconds)
+        return f"{self.root}/{self.name}"
+
+    def _finish(
+        self,
+        kind: str,
+        config: dict[str, Any],
+        parents: dict[str, str],
+        metrics: dict[str, float],
+        is_best: bool,
+        is_final: bool,
+        keep: int,
+        seconds: float | None,
+    ) -> None:
         manifest = {
             "kind": kind,
             "step": self.step,
@@ -113,7 +166,11 @@ class StageWriter:
         self._prune(keep)
         if not self.is_local:
             shutil.rmtree(os.path.dirname(self.path))
-        return f"{self.root}/{self.name}"
+
+    def discard(self) -> None:
+        """Remove what was written, unless it is whole."""
+        if not os.path.exists(f"{self.path}/{MANIFEST}"):
+            shutil.rmtree(self.path if self.is_local else os.path.dirname(self.path), ignore_errors=True)
 
     def _prune(self, keep: int) -> None:
         whole = _steps(self._filesystem, self._remote_root)

@@ -231,6 +231,14 @@ class PPOLoop:
     async def _save(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
         self.progress.seconds = time.time() - self._began
         writer = StageWriter(self.stage_root, step)
+        try:
+            await self._write(writer, step, metrics, is_best)
+        except BaseException:
+            writer.discard()
+            raise
+        self._kept = replace(self.progress)
+
+    async def _write(self, writer: StageWriter, step: int, metrics: dict[str, float], is_best: bool) -> None:
         await gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
         with open(os.path.join(writer.state_dir, _PROGRESS), "w", encoding="utf-8") as file:
             json.dump({"progress": asdict(self.progress), "algorithm": self.ppo.state_dict()}, file)
@@ -244,7 +252,6 @@ class PPOLoop:
             keep=self.config.keep,
             seconds=self.progress.seconds,
         )
-        self._kept = replace(self.progress)
 
     async def _load(self) -> str:
         """Put every role where the newest checkpoint left it; returns its directory."""

@@ -1,12 +1,13 @@
 """Stage directories: whole or not there at all."""
 
+import errno
 import json
 import os
 
 import pytest
 
 from rayrlhf import checkpoint
-from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash, writing
 from rayrlhf.errors import CheckpointError, ModelError
 
 
@@ -171,3 +172,33 @@ def test_the_hash_of_a_stage_is_that_of_its_manifest_from_wherever_it_is_named(t
     (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
     assert "" != plain != stage_hash(str(tmp_path / "rows.jsonl"))
     assert stage_hash(str(tmp_path / "nothing")) == ""
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path):
+    root = tmp_path / "sft"
+    write(str(root), 1)
+    (root / "latest.part").symlink_to("/dev/full")  # where `latest` is first written: every byte is one too many
+    with pytest.raises(
+        CheckpointError, match=r"step_000002 cannot be written: No space left on device; \d+.* make room"
+    ):
+        write(str(root), 2)
+    assert find_stage(str(root)).manifest["step"] == 1
+
+
+def test_words_of_other_libraries_about_a_full_disk_are_understood_and_other_errors_left(tmp_path):
+    with pytest.raises(CheckpointError, match="No space left on device"), writing(f"{tmp_path}/not/there/yet"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="shapes differ"), writing(str(tmp_path)):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(CheckpointError, match="Read-only file system.*let it be written to"), writing(str(tmp_path)):
+        raise OSError(errno.EROFS, "x")
+
+
+def test_what_is_discarded_is_gone_and_what_is_whole_stays(tmp_path):
+    writer = StageWriter(f"{tmp_path}/sft", 3)
+    writer.discard()
+    assert not (tmp_path / "sft" / "step_000003").exists()
+    writer = StageWriter(f"{tmp_path}/sft", 4)
+    path = writer.finish("sft", {}, {}, {})
+    writer.discard()
+    assert find_stage(path)

@@ -1,6 +1,7 @@
 """Evaluation, checkpoints, the best step and resume, with fakes of the roles."""
 
 import asyncio
+import errno
 import io
 import json
 
@@ -8,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from rayrlhf import stopping
-from rayrlhf.checkpoint import find_stage
+from rayrlhf.checkpoint import find_stage, writing
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import DivergenceError, GaveUp, Interrupted
+from rayrlhf.errors import CheckpointError, DivergenceError, GaveUp, Interrupted
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
 from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
@@ -207,6 +208,23 @@ def test_lost_again_and_again_in_one_step_the_run_gives_up_and_can_be_resumed(tm
     assert progress.step == 2
     asyncio.run(loop(FakeRoles(), tmp_path, 5, progress=progress, save_every=2).run(progress))
     assert [row["step"] for row in logged(tmp_path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_ends_the_run_without_its_half_written_checkpoint(tmp_path):
+    done = loop(FakeRoles(), tmp_path, 4)
+    save, calls = done.ppo.roles.critic.save, []
+
+    async def fill_the_disk(directory):
+        await save(directory)
+        calls.append(directory)
+        if len(calls) == 2:
+            with writing(directory):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    done.ppo.roles.critic.save = fill_the_disk
+    with pytest.raises(CheckpointError, match="step_000002 cannot be written: No space left on device"):
+        asyncio.run(done.run())
+    assert [path.name for path in (tmp_path / "ppo").glob("step_*")] == ["step_000001"]
 
 
 def test_a_further_step_begins_the_count_anew(tmp_path):

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from rayrlhf import environment
-from rayrlhf.checkpoint import StageWriter, find_stage, make_final
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final, writing
 from rayrlhf.data.chat_templates import with_template
 from rayrlhf.errors import ConfigError, DataError, DivergenceError
 from rayrlhf.metrics import MetricsLog, console_line
@@ -291,8 +291,9 @@ class Supervised:
         weights, shift = None, self._head_shift()
         if shift is not None:
             weights, metrics = shift.applied(self.engine.whole_weights()), metrics | shift.metrics
-        self.engine.save_model(paths[0], self.tokenizer, weights)
-        self.engine.save_state(os.path.join(paths[1], "engine"))
+        with writing(os.path.dirname(paths[0])):
+            self.engine.save_model(paths[0], self.tokenizer, weights)
+            self.engine.save_state(os.path.join(paths[1], "engine"))
         self.newest = f"{self.stage.run.stage(self.stage.name)}/step_{self.progress.step:06d}"
         if writer is None:
             return ""
