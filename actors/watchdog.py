@@ -11,7 +11,6 @@ It changes nothing: a late call goes on, and fails at its own deadline.
 from __future__ import annotations
 
 import datetime
-import sys
 import threading
 import time
 import traceback
@@ -24,12 +23,10 @@ import ray
 from actors import calls, stacks
 from actors.group import ActorGroup
 from rayrlhf import role_logs
+from rayrlhf.frames import stack_of_this_process, told
 
 FILE = "stalls.txt"
 DRIVER = "driver"  # this process
-_FRAMES = 3  # of each stack on the console
-_COLLECTIVE = "torch/distributed"
-_AROUND = ("rayrlhf/role_logs.py", "ray/util/tracing", "ray/_private")  # what is around every call of an actor
 
 
 class Watchdog:
@@ -88,9 +85,8 @@ class Watchdog:
         said = [f"warning: nothing for {now - late[0].since:.0f} s; waiting for " + ", ".join(map(_named, late))]
         whole = [f"==== {datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ} {said[0].removeprefix('warning: ')}"]
         for role in dict.fromkeys(one.role for one in late):
-            stack = _own_stack() if role == DRIVER else _stack_of(places.get(role))
-            frames = innermost(stack)
-            state = "waits for its peers" if any(_COLLECTIVE in frame for frame in frames) else "is in"
+            stack = stack_of_this_process() if role == DRIVER else _stack_of(places.get(role))
+            state, *frames = told(stack)
             said += [f"  {role} {state}", *(f"    {frame}" for frame in frames)]
             whole += [f"---- {role}", stack]
         free, there = ray.available_resources(), ray.cluster_resources()
@@ -104,32 +100,3 @@ def _named(one: calls.Waiting) -> str:
 
 def _stack_of(place: stacks.Place | None) -> str:
     return stacks.ask(place) if place is not None else "no stack: its process is not up yet, or waits for its place"
-
-
-def _own_stack() -> str:
-    """Of all threads of this process but the calling one, as faulthandler writes them: innermost first."""
-    mine, main = threading.get_ident(), threading.main_thread().ident
-    frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)
-    parts = []
-    for number, frame in frames:
-        if number != mine:
-            found = reversed(traceback.extract_stack(frame))
-            lines = [f'  File "{one.filename}", line {one.lineno} in {one.name}' for one in found]
-            parts.append("\n".join([f"Thread {number:#x} (most recent call first):", *lines]))
-    return "\n\n".join(parts)
-
-
-def innermost(stack: str, count: int = _FRAMES) -> list[str]:
-    """The last calls of the thread that runs Ray's methods (the main one), short; the words for none as they are."""
-    threads = stack.split("\n\n")
-    main = next((text for text in reversed(threads) if "main_loop" in text or "<module>" in text), threads[0])
-    frames = [_short(line.strip()) for line in main.splitlines() if line.strip().startswith("File ")]
-    telling = [frame for frame in frames if not any(part in frame for part in _AROUND)]
-    return telling[:count] or [stack.strip().splitlines()[0]]
-
-
-def _short(frame: str) -> str:
-    path, _, rest = frame.removeprefix('File "').partition('"')
-    parts = Path(path).parts
-    start = parts.index("site-packages") + 1 if "site-packages" in parts else max(0, len(parts) - 3)
-    return f"{'/'.join(parts[start:])}{rest.replace(', line ', ':', 1)}"

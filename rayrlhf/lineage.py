@@ -17,7 +17,7 @@ from rayrlhf.errors import CheckpointError
 # resumes.
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
-    *("gpu_gib", "offload", "recovery", "max_restarts"),
+    *("gpu_gib", "offload", "recovery", "max_restarts", "stall_s"),
 )
 
 

@@ -122,6 +122,12 @@ class TrainConfig(Section):
         description="times in a row, without a further checkpoint between, that workers are begun anew from the newest "
         "checkpoint when one dies or raises an error that is not the user's",
     )
+    stall_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="a step (with its rows, validation and checkpoint) that takes longer is reported, with where each "
+        "worker is",
+    )
     engine: EngineConfig = Field(default=EngineConfig(), description="optimizer, precision and partitioning")
     rollback: RollbackConfig = Field(default=RollbackConfig(), description="when steps are skipped in a row")
 

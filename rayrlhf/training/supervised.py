@@ -40,6 +40,7 @@ from rayrlhf.training.demonstrations import HeadShift, head_shift
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import Loss, Row, Shares
 from rayrlhf.training.microbatches import microbatches
+from rayrlhf.training.step_watch import StepWatch
 
 LABELS = {
     "loss/train": "loss",
@@ -127,6 +128,9 @@ class Supervised:
         stopping, total = self.train.early_stopping, self.stage.total_steps
         report = _Report(self.stage, self.progress.step) if self.engine.rank == 0 else None
         path, metrics = "", dict[str, float]()
+        rank, say = self.engine.rank, lambda line: sys.stdout.write(line + "\n") and sys.stdout.flush()
+        watch = StepWatch(f"{self.stage.name}, worker {rank}", self.train.stall_s, say)
+        watch.begin(self.progress.step + 1)
         try:
             for rows in islice(train, self.progress.step, total):
                 if stopping and self.progress.num_worse >= stopping.patience:
@@ -149,7 +153,9 @@ class Supervised:
                     path = self._save(metrics, is_best, is_final)
                 if is_asked:
                     return path
+                watch.begin(step + 1)
         finally:
+            watch.stop()
             if report is not None:
                 report.close()
         if self.progress.mixture and report is not None:

@@ -11,7 +11,8 @@ import torch
 from actors import calls, stacks
 from actors.group import RankGroup, ReplicaGroup
 from actors.ranks import EngineRank
-from actors.watchdog import DRIVER, Watchdog, innermost
+from actors.watchdog import DRIVER, Watchdog
+from rayrlhf.frames import innermost
 from tests.actors.test_group import Anywhere
 
 
@@ -106,17 +107,3 @@ async def test_a_stopped_process_and_one_that_is_gone_have_no_stack(groups):
     gone = await asyncio.to_thread(stacks.ask, place._replace(started="0"))
     assert gone == f"no stack: process {place.pid} is gone"
     assert innermost(gone) == [gone]
-
-
-def test_the_thread_of_rays_methods_is_the_one_that_is_shown():
-    stack = (
-        'Thread 0x1 (most recent call first):\n  File "/a/b/threading.py", line 320 in wait\n\n'
-        'Current thread 0x2 (most recent call first):\n'
-        '  File "/x/site-packages/torch/distributed/distributed_c10d.py", line 4 in barrier\n'
-        '  File "/home/me/project/actors/policy.py", line 30 in update\n'
-        '  File "/x/site-packages/ray/_private/worker.py", line 9 in main_loop\n'
-    )  # fmt: skip
-    assert innermost(stack, 2) == [
-        "torch/distributed/distributed_c10d.py:4 in barrier",
-        "project/actors/policy.py:30 in update",
-    ]
