@@ -17,6 +17,8 @@ from rayrlhf.errors import CheckpointError
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
     *("gpu_gib", "offload"),
+    # where it runs: the numbers are the same within float rounding
+    *("layout", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "zero_stage"),
 )
 
 
