@@ -57,7 +57,9 @@ async def publish_folder(folder: str, rollout: ActorGroup, version: int, bucket_
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    from rayrlhf.models.pretrained import model_of
+
+    model = model_of(AutoModelForCausalLM, folder, dtype="auto")
     buckets = [put(bucket) for bucket in buckets_of(model.named_parameters(), bucket_bytes)]
     await send(buckets, rollout, version)
 

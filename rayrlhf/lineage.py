@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rayrlhf.checkpoint import StageDir, find_stage, stage_hash
 from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
+from rayrlhf.redaction import redacted
 
 # How long to wait, what to keep, when to give up, where memory is: after an error that says to raise one, the run still
 # resumes.
@@ -45,8 +46,9 @@ def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
     except CheckpointError as error:
         return Standing("changed", None, (f"it cannot be read: {error}",))
     known = {role: parent["hash"] for role, parent in stage.manifest["parents"].items()}
-    before, now = _completed(type(config), stage.manifest["config"]), config.model_dump(mode="json")
-    differences = _differences("", _inputs(before), _inputs(now))
+    # masked, as the stage's own is: other credentials for the same place change nothing
+    before, now = _completed(type(config), stage.manifest["config"]), redacted(config.model_dump(mode="json"))
+    differences = _differences("", _inputs(redacted(before)), _inputs(now))
     for role, path in parents.items():
         if known.get(role) != stage_hash(path):
             differences.append(f"parent {role}: {path} is another one now")
