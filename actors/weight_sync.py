@@ -66,8 +66,10 @@ async def publish_folder(folder: str, rollout: RolloutGroup, version: int, bucke
     """
     from transformers import AutoModelForCausalLM
 
+    from rayrlhf.models.pretrained import model_of
+
     async def export() -> list[Bucket]:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model = model_of(AutoModelForCausalLM, folder, dtype="auto")
         return [put(bucket) for bucket in buckets_of(model.named_parameters(), bucket_bytes)]
 
     await send(export, rollout, version)

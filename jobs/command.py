@@ -27,6 +27,7 @@ from rayrlhf import stopping
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
 from rayrlhf.errors import ConfigError, GaveUp, Interrupted, UserError
+from rayrlhf.redaction import redacted_text
 from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def complain(message: str, label: str = "error") -> None:
     from rich.text import Text
 
     console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble((f"{label}: ", "bold red"), message), highlight=False)
+    console.print(Text.assemble((f"{label}: ", "bold red"), redacted_text(message)), highlight=False)
 
 
 def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) -> int:

@@ -217,6 +217,7 @@ def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[st
     """What happened to the data, in numbers and examples."""
     from rayrlhf.data import fetch, sources
     from rayrlhf.data.cleaning import card, operators, raw_files, reading
+    from rayrlhf.redaction import redacted, redacted_text
 
     source = config.data.source
     if source == ARITHMETIC:
@@ -231,7 +232,7 @@ def _write_card(config: PrepareConfig, cleaned: Cleaned | None, metrics: dict[st
     rows = {key[len("data/") : -len("_rows")]: int(n) for key, n in metrics.items() if key.endswith("_rows")}
     protect = operators.protector(config.steps)
     samples = {split: card.first_texts(os.path.join(state_dir, "text", split), protect) for split in SPLITS}
-    made = card.card(source, config.data.licence, files, cleaned, rows, samples)
+    made = card.card(redacted_text(source), config.data.licence, redacted(files), cleaned, rows, samples)
     if source not in (DEMO, ARITHMETIC):
         text = config.data.columns.get("text", "text")
         others = [name for name in reading.columns(source, config.data.format) if name != text.partition(".")[0]]

@@ -106,6 +106,7 @@ def llm_settings(served: Served, folder: str, config: ServeConfig) -> dict[str, 
     """The arguments of `ray.serve.llm.LLMConfig` for the model in `folder`."""
     engine: dict[str, Any] = {
         "dtype": served.dtype,
+        "load_format": "safetensors",
         "kv_cache_memory_bytes": int(served.kv_cache_gib * 2**30),
         "enforce_eager": served.device == "cpu",
     }

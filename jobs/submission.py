@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from jobs.command import INTERRUPTED, USER_ERROR, ToolParser, complain
+from rayrlhf.environment import masked
 from rayrlhf.errors import ConfigError, ResourceError, UserError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def submit(argv: Sequence[str]) -> int:
     address = dashboard_address(given.address)
     # Ray kills a job 3 seconds after it was asked to stop, before it could end its step and save
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S} | dict(_variable(text) for text in given.env)
+    _check_shown(given.arguments)
     config = _checked(given.job, given.arguments)
     run = config.get("run") or {}
     _check_root(run.get("root"), address)
@@ -181,6 +183,16 @@ def _checked(job: str, arguments: list[str]) -> dict[str, Any]:
     if code:
         raise ConfigError(f"nothing was submitted: {job} refuses its configuration (see above)")
     return yaml.safe_load(printed.getvalue()) or {}
+
+
+def _check_shown(arguments: list[str]) -> None:
+    """Raises ConfigError for a secret: a job's command stands in the dashboard, in `rayrlhf jobs` and in Ray's logs."""
+    for word in arguments:
+        if (shown := masked(word)) != word:
+            raise ConfigError(
+                f"{shown} holds a secret, and a submitted job's command is shown to all who may see the dashboard: "
+                "leave it out and give the job the storage's own variables or files of credentials on the nodes"
+            )
 
 
 def _check_root(root: str | None, address: str) -> None:

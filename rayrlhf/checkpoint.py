@@ -32,6 +32,7 @@ import fsspec
 from rayrlhf.environment import environment, versions
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.models.peft_config import VIRTUAL
+from rayrlhf.redaction import redacted, redacted_text
 
 MANIFEST = "stage.json"
 _HASHED_BYTES = 256 * 2**20
@@ -126,7 +127,7 @@ class StageWriter:
 
         `is_final` says that the stage is done, not one of its checkpoints on the way.  `parents`
         maps what this stage was made from (`model`, `data`, ...) to stage directories or folders;
-        `config` is the resolved configuration.  Returns the step directory's path.
+        `config` is the resolved configuration; secrets in either are masked.  Returns the step directory's path.
         """
         with writing(self.path):
             self._finish(kind, config, parents, metrics, is_best, is_final, keep, seconds)
@@ -149,8 +150,8 @@ class StageWriter:
             "is_final": is_final,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started if seconds is None else seconds, 3),
-            "config": config,
-            "parents": {role: {"path": path, "hash": stage_hash(path)} for role, path in parents.items()},
+            "config": redacted(config),
+            "parents": {r: {"path": redacted_text(path), "hash": stage_hash(path)} for r, path in parents.items()},
             "versions": versions(),
             "environment": environment(),
             "metrics": metrics,

@@ -45,10 +45,11 @@ def environment() -> dict[str, Any]:
 
 def remember_command(words: Sequence[str]) -> None:
     """Take `words` for the command line of this process and of the workers it starts; secrets in it are masked."""
-    os.environ[COMMAND] = shlex.join(map(_masked, words))
+    os.environ[COMMAND] = shlex.join(map(masked, words))
 
 
-def _masked(word: str) -> str:
+def masked(word: str) -> str:
+    """A word of a command line with the secrets in it masked."""
     key, equals, _ = word.partition("=")
     return f"{key}={MASK}" if equals and is_secret(key) else redacted_text(word)
 

@@ -12,12 +12,15 @@ from pydantic import ValidationError
 from rayrlhf.checkpoint import StageDir, newest_whole, set_aside, stage_hash
 from rayrlhf.config import Section
 from rayrlhf.errors import CheckpointError
+from rayrlhf.redaction import redacted
 
 # How long to wait, what to keep, when to give up, where memory is: after an error that says to raise one, the run still
 # resumes.
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
     *("gpu_gib", "offload", "recovery", "max_restarts", "stall_s"),
+    # where it runs: the numbers are the same within float rounding
+    *("layout", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "zero_stage"),
 )
 
 
@@ -47,8 +50,9 @@ def standing(root: str, config: Section, parents: dict[str, str]) -> Standing:
     except CheckpointError as error:
         return Standing("changed", None, (f"it cannot be read: {error}",))
     known = {role: parent["hash"] for role, parent in stage.manifest["parents"].items()}
-    before, now = _completed(type(config), stage.manifest["config"]), config.model_dump(mode="json")
-    differences = _differences("", _inputs(before), _inputs(now))
+    # masked, as the stage's own is: other credentials for the same place change nothing
+    before, now = _completed(type(config), stage.manifest["config"]), redacted(config.model_dump(mode="json"))
+    differences = _differences("", _inputs(redacted(before)), _inputs(now))
     for role, path in parents.items():
         if known.get(role) != stage_hash(path):
             differences.append(f"parent {role}: {path} is another one now")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import fsspec
 
 from rayrlhf.metric_names import described, gauge_name
+from rayrlhf.redaction import redacted
 from rayrlhf.trackers.base import StageOfRun
 from rayrlhf.trackers.choice import open_trackers
 
@@ -50,7 +51,7 @@ class MetricsLog:
         self._path = f"{self.directory}/metrics{'' if self.is_local else '-' + stage}.jsonl"
         self._gauges: dict[str, Any] = {}
         self._open(done)
-        self._trackers = open_trackers(trackers, StageOfRun(directory, stage, done, config or {}))
+        self._trackers = open_trackers(trackers, StageOfRun(directory, stage, done, redacted(config or {})))
 
     def _open(self, done: int) -> None:
         self._lines = self._earlier(done)

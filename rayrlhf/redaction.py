@@ -1,6 +1,7 @@
 """Secrets out of what is shown: credentials in URLs, passwords and tokens by their key, keys by their form.
 
-A mask is for what people read and pass on (reports, a recorded command line), never for what a stage is made from.
+A mask is for what is written down or shown (stage.json, trackers, reports, a recorded command line, errors); what a
+stage is made from is the configuration itself.
 """
 
 from __future__ import annotations

@@ -25,12 +25,15 @@ class Train(Section):
     save_every: int = 20
     keep: int = 2
     max_rollbacks: int = 2
+    num_workers: int = 1
+    zero_stage: int = 1
 
 
 class Config(Section):
     run: Run = Run()
     train: Train = Train()
     call_deadline_s: float = 900.0
+    layout: str = "cpu"
 
 
 REPLACE = {"when_changed": "replace"}
@@ -87,6 +90,12 @@ def test_waiting_longer_keeping_more_or_logging_elsewhere_changes_nothing(tmp_pa
     run = {"trackers": ["wandb"]}
     assert standing(root, configured(call_deadline_s=9.0, train=train, run=run), {}).state == "finished"
     assert standing(root, configured(train=train | {"steps": 6}), {}).differences == ("train.steps: 3 -> 6",)
+
+
+def test_where_it_runs_changes_nothing(tmp_path):
+    make(f"{tmp_path}/ppo", configured(), {}, is_final=False)
+    elsewhere = configured(layout="one_gpu", train={"num_workers": 3, "zero_stage": 3})
+    assert standing(f"{tmp_path}/ppo", elsewhere, {}).state == "unfinished"
 
 
 def test_a_key_that_an_older_version_had_not_is_at_its_default(tmp_path):

@@ -62,11 +62,12 @@ def end_tokens(folder: str) -> list[int]:
 
     Raises ModelError when there are none.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     from rayrlhf.data.conversation import end_of_turn_id
+    from rayrlhf.models.pretrained import tokenizer_of
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of(folder)
     ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     try:
         listed = GenerationConfig.from_pretrained(folder).eos_token_id
@@ -83,11 +84,10 @@ class StopStrings:
     """Texts that end a response: those of a model's generation_config.json and those of the sampling."""
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoTokenizer
-
         from rayrlhf.models.causal_lm import stop_strings
+        from rayrlhf.models.pretrained import tokenizer_of
 
-        self._own, self._tokenizer = stop_strings(folder), AutoTokenizer.from_pretrained(folder)
+        self._own, self._tokenizer = stop_strings(folder), tokenizer_of(folder)
 
     def of(self, sampling: SamplingConfig) -> list[str]:
         """All of them, each once."""

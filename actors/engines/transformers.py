@@ -29,10 +29,12 @@ class TransformersEngine:
         """Loads a Hugging Face folder, onto the GPU where the process has one."""
         from transformers import AutoModelForCausalLM
 
+        from rayrlhf.models.pretrained import model_of
+
         self.version = 0
         self._ends, self._stops = torch.tensor(end_tokens(folder)), StopStrings(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+        model: Any = model_of(AutoModelForCausalLM, folder, dtype=getattr(torch, config.dtype))
         self._model = model.to(self._device).eval()
         self._context = config.max_model_len or model.config.max_position_embeddings
 

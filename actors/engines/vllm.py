@@ -59,6 +59,7 @@ class VLLMEngine:
         self._llm: Any = LLM(
             model=folder,
             dtype=config.dtype,
+            load_format="safetensors",  # by itself it takes pickles where there are none
             max_model_len=config.max_model_len,
             kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
             tensor_parallel_size=config.tensor_parallel,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayrlhf.errors import ModelError
 from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.models.targets import adapted_layers, endings
 
@@ -92,6 +93,8 @@ def with_virtual_tokens(model: Any, folder: str | None) -> tuple[Any, int]:
         return model, 0
     from peft import PeftModel
 
+    if not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):  # peft would read a pickle
+        raise ModelError(f"{folder} has no adapter_model.safetensors: copy the stage again, or train it again")
     # peft leaves out the positions that generation gives it; without padding they are 0, 1, 2, ... anyway
     warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
     whole: Any = PeftModel.from_pretrained(model, folder)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrlhf.errors import ModelError
+from rayrlhf.models.pretrained import model_of, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,14 @@ def check_folder(folder: str) -> int:
     if not os.path.isfile(path):
         raise ModelError(f"{folder} has no config.json: it is not a Hugging Face model folder")
     names = os.listdir(folder)
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        if pickles:
+            raise ModelError(
+                f"{folder} has its weights in {pickles[0]} alone: that is a pickle, and reading one may run code that "
+                "is hidden in it. Where you trust who made it, convert it once with plain transformers: "
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+            )
         raise ModelError(f"{folder} has no weights (*.safetensors); found: {sorted(names)}")
     config = _config(folder)
     context = config.get("max_position_embeddings") or config.get("n_positions")
@@ -97,10 +105,8 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
     Raises ModelError when there is no tokenizer or no end token.
     """
-    from transformers import AutoTokenizer
-
     check_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of(folder)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no eos token, so no response could ever end: set eos_token")
     if tokenizer.pad_token_id is None:
@@ -134,7 +140,7 @@ def load_causal_lm(folder: str, dtype: str = "float32") -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model = model_of(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
     return without_dropout(model)
 
 

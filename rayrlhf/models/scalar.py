@@ -16,6 +16,7 @@ from torch import Tensor
 from rayrlhf.errors import ModelError
 from rayrlhf.models.causal_lm import check_folder, load_tokenizer, with_pad_apart, without_dropout
 from rayrlhf.models.forward import last_hidden
+from rayrlhf.models.pretrained import model_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ def load_scalar(folder: str) -> PreTrainedModel:
         architectures = json.load(file).get("architectures") or [""]
     has_head = architectures[0].endswith("ForSequenceClassification")
     labels: dict[str, Any] = {} if has_head else {"num_labels": 1}
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **labels)
+    model = model_of(AutoModelForSequenceClassification, folder, dtype=torch.float32, **labels)
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise ModelError(
             f"{folder} is a classifier with {model.config.num_labels} labels (architecture {architectures[0]}); "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,15 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rayrlhf.algorithms.spike_guard import SpikeGuard
-from rayrlhf.errors import CheckpointError
 from rayrlhf.models import adapters
 from rayrlhf.models.forward import autocast
-from rayrlhf.training import distributed, gradients
+from rayrlhf.training import distributed, engine_state, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor
 
 LossFn = Callable[[Any], tuple[Tensor, dict[str, Any]]]
-_TAG = "engine"
 _REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's own default
 _LOSS, _NORM = "engine/loss", "engine/squared_norm"  # reduced with the caller's stats
 
@@ -193,50 +190,15 @@ class Engine:
         self._engine.destroy()
 
     def save_state(self, directory: str, extra: dict[str, Any] | None = None) -> None:
-        """Write optimizer, schedule and random state of this rank into `directory` (every rank calls it),
-        and `extra`, the caller's own.  Frozen weights are not written (tied ones are): they are
-        those of the model's folder."""
-        os.makedirs(directory, exist_ok=True)
-        with self.states_here():
-            self._engine.save_checkpoint(
-                directory,
-                tag=_TAG,
-                client_state={"step": self.step, "guard": self.guard.state_dict(), "extra": extra or {}},
-                save_latest=False,
-                exclude_frozen_parameters=True,
-            )
-        rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        torch.save(rng, self._rng_path(directory))
-        dist.barrier()
+        """Write weights in training, optimizer, schedule and random state into `directory` (every rank calls it),
+        and `extra`, the caller's own (rank 0's; JSON and tensors).  Frozen weights are not written: they are those
+        of the model's folder."""
+        engine_state.save(self, directory, extra or {})
 
     def load_state(self, directory: str) -> dict[str, Any]:
-        """Continue from `save_state`, weights included; the same number of ranks and ZeRO stage.  Returns `extra`.
-
-        The files are pickles: load only what this project wrote.  Raises CheckpointError.
-        """
-        if not os.path.isfile(self._rng_path(directory)):
-            raise CheckpointError(
-                f"{directory} holds no engine state of rank {self.rank} of {self.world_size}: it was saved by another "
-                "number of ranks, or by none. Resume with the same number of ranks"
-            )
-        is_whole = not adapters.has_adapter(self.module)
-        with self.states_here():
-            path, client = self._engine.load_checkpoint(directory, tag=_TAG, load_module_strict=is_whole)
-        if path is None:
-            raise CheckpointError(f"DeepSpeed finds no state in {directory}/{_TAG}: use the ZeRO stage that saved it")
-        self.step = client["step"]
-        self.guard.load_state_dict(client["guard"])
-        rng = torch.load(self._rng_path(directory), weights_only=False)
-        torch.set_rng_state(rng["torch"])
-        random.setstate(rng["python"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
-        return dict(client["extra"])
-
-    def _rng_path(self, directory: str) -> str:
-        return os.path.join(directory, f"rng_rank{self.rank}_of_{self.world_size}.pt")
+        """Continue from `save_state`, weights included, with any number of ranks and ZeRO stage (`engine_state.load`).
+        Returns `extra`, its tensors on rank 0 alone.  Raises CheckpointError."""
+        return engine_state.load(self, directory)
 
     def save_model(self, directory: str, tokenizer: Any, weights: dict[str, Tensor] | None = None) -> None:
         """Rank 0 writes the whole model as a Hugging Face folder, with `weights` in the place of its own

@@ -2,6 +2,8 @@
 
 import json
 import os
+import urllib.error
+import urllib.request
 
 import psutil
 import ray
@@ -21,6 +23,14 @@ def remote_command():
     return environment()["command"]
 
 
+def refusal(url):
+    """The HTTP code of a request without a token; 200 where it is answered."""
+    try:
+        return urllib.request.urlopen(url, timeout=10).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def main():
     planned = bring_up.planned_nodes()
     me = psutil.Process()
@@ -37,6 +47,10 @@ def main():
         "dashboard": ray.get_runtime_context() is not None and ray._private.worker.get_dashboard_url(),
     }
     seen["job"] = [job.metadata for job in list_jobs(f"http://{ray._private.worker.get_dashboard_url()}", detail=True)]
+    seen["refusals"] = [refusal(f"http://{seen['dashboard']}{path}") for path in ("/api/jobs/", "/api/version")]
+    port = int(seen["dashboard"].rpartition(":")[2])
+    connections = [c for process in [me, *during] if process.is_running() for c in process.net_connections("tcp")]
+    seen["dashboard_at"] = sorted({c.laddr.ip for c in connections if c.status == "LISTEN" and c.laddr.port == port})
     folder = dashboards.folder_of(ray.get_runtime_context().get_session_name())
     seen["grafana"] = sorted(path.name for path in folder.iterdir())
     bring_up.disconnect()

@@ -20,7 +20,8 @@ def test_local_cluster_is_as_planned_quiet_and_gone_afterwards():
     assert seen["environment"]["VLLM_NO_USAGE_STATS"] == "1"
     assert seen["environment"]["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert seen["command"] == "rayrlhf sft run.name=try", "for the stages that workers write"
-    assert seen["dashboard"].startswith("127.0.0.1:")
+    assert seen["dashboard"].startswith("127.0.0.1:") and seen["dashboard_at"] == ["127.0.0.1"]
+    assert set(seen["refusals"]) <= {401, 403}, "without the token nothing is answered"
     assert [job.items() >= {"job": "sft", "run": "try"}.items() for job in seen["job"]] == [True]
     assert {"rayrlhf.json", "train_grafana_dashboard.json"} <= set(seen["grafana"]), "beside Ray's own"
     assert seen["started"] >= 3  # GCS, raylet, dashboard

@@ -96,16 +96,19 @@ def test_an_older_step_that_is_kept_is_known_by_its_hash(chain) -> None:
     assert parents("runs/try")["ppo policy"] == ("changed", "sft"), "`latest` means another step now"
 
 
-def test_secrets_are_masked_and_still_compared(tmp_path, monkeypatch) -> None:
+def test_secrets_are_masked_where_they_are_written_and_where_they_are_read(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = "memory://key:secret@bucket/x"
     config = {"run": {"name": "try"}, "data": {"train": source, "hf_token": "abc"}}
     add_stage(Path("runs/try"), "sft", config=config, parents={"data": source})
+    manifest = Path("runs/try/sft/step_000000/stage.json")
+    assert "secret" not in manifest.read_text() and "abc" not in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace("***@", "key:secret@"))  # as an older version left it
     [stage] = read_run("runs/try").stages
     assert stage.manifest["config"]["data"] == {"train": "memory://***@bucket/x", "hf_token": "***"}
     assert stage.parents[0].path == "memory://***@bucket/x"
     assert "secret" not in json.dumps(stage.manifest)
-    assert "secret" in Path("runs/try/sft/step_000000/stage.json").read_text(), "what is read is left as it is"
+    assert "secret" in manifest.read_text(), "what is read is left as it is"
 
 
 def test_metrics_are_what_is_neither_step_nor_time(tmp_path) -> None:

@@ -118,6 +118,25 @@ def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(
         ppo.run(config(half, **{"algorithm.gamma": 0.5}))
 
 
+@pytest.mark.slow
+def test_a_run_of_two_policy_ranks_is_resumed_with_one(tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
+    def config(**more: Any) -> ppo.PPOConfig:
+        keys = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        return load(ppo.PPOConfig, None, keys)
+
+    two = {"layout.roles.policy.ranks": 2, "layout.roles.policy.cpus": 0.1, "policy.engine.zero_stage": 2}
+    more = {"rollout.engine": "transformers"}
+    ppo.run(config(**more, **two))
+    whole = rows_of(tmp_path)[STEPS]
+    stage = Path(find_stage(str(tmp_path / "tiny" / "ppo")).path).parent
+    (stage / f"step_{STEPS:06d}" / "stage.json").unlink()
+    (stage / "latest").write_text("step_000001")
+    ppo.run(config(**more))
+    resumed = rows_of(tmp_path)[STEPS]
+    for name in (name for name in whole if name.startswith(("objective/", "loss/", "eval/", "policy/", "critic/"))):
+        assert resumed[name] == pytest.approx(whole[name], rel=2e-3, abs=2e-4), name
+
+
 @pytest.mark.parametrize(
     ("key", "value", "error", "words"),
     [
@@ -158,10 +177,16 @@ def verl_file(prompts: str, folder: Path) -> str:
     return str(folder / "verl.jsonl")
 
 
-def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompts_file, tmp_path, ray_local):
-    """Its function gets the answers and sources of verl's rows, each with its prompt."""
+def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
+    tiny_model, prompts_file, tmp_path, ray_local, monkeypatch, capfd
+):
+    """Its function gets the answers and sources of verl's rows, each with its prompt.  No file says a secret."""
     import ray
 
+    secrets = ("planted-in-a-path", "planted-in-the-environment")
+    rows_folder = tmp_path / f"password={secrets[0]}"
+    rows_folder.mkdir()
+    monkeypatch.setenv("WANDB_API_KEY", secrets[1])
     keys = {
         "reward_function": "tests.jobs.rewards:known",
         "algorithm.estimator": "grpo",
@@ -171,7 +196,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
         "policy.ema_decay": 0.5,
         "rollout.engine": "transformers",
     }
-    given = overrides(tmp_path, tiny_model("llama"), "null", verl_file(prompts_file, tmp_path), **keys)
+    given = overrides(tmp_path, tiny_model("llama"), "null", verl_file(prompts_file, rows_folder), **keys)
     given.remove("critic.minibatch=4")
     config = load(ppo.PPOConfig, None, given)
     ppo.check(config)
@@ -187,6 +212,11 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
     assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
     assert not (Path(path) / "state" / "critic").exists()
     assert find_stage(path).manifest["metrics"]["data/rows_read"] == rows[1]["data/rows_read"] == 24
+    written = {file: file.read_bytes() for file in (tmp_path / "tiny").rglob("*") if file.is_file()}
+    assert {"stage.json", "metrics.jsonl", "policy-0.log"} <= {file.name for file in written}
+    told = "".join(capfd.readouterr()).encode()
+    assert [file for file, text in written.items() for secret in secrets if secret.encode() in text] == []
+    assert not any(secret.encode() in told for secret in secrets)
 
 
 def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_path, ray_local, capsys):

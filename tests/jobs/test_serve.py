@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from jobs import serve, serve_config
@@ -90,6 +91,7 @@ def test_every_key_reaches_the_application(tiny_model) -> None:
     assert settings["model_loading_config"] == {"model_id": "n", "model_source": folder}
     assert settings["engine_kwargs"] == {
         "dtype": "bfloat16",
+        "load_format": "safetensors",
         "kv_cache_memory_bytes": 2**28,
         "max_model_len": 64,
         "enforce_eager": True,
@@ -218,6 +220,12 @@ def test_requests_that_cannot_be_answered_get_errors_that_clients_read(server) -
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     broken = httpx.post(f"{url}/completions", content="{", headers=headers)
     assert broken.status_code == 400 and broken.json()["error"]["code"] == "invalid_json"
+
+
+def test_it_listens_on_loopback_alone(server) -> None:
+    port = urlsplit(server[0]).port
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert listening == {"127.0.0.1"}
 
 
 def test_health_needs_no_key(server) -> None:

@@ -137,6 +137,45 @@ def test_a_relative_run_root_in_a_job_is_refused_with_the_remedy(cluster, tiny_m
     assert "run.root=$PWD/runs" in submitted.stdout
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/api/version", "/nodes?view=summary", "/api/cluster_status", "/api/v0/actors", "/logs", "/api/v0/logs?node_ip=x"],
+)
+def test_the_dashboard_says_nothing_without_the_token(cluster, path):
+    for headers in ({}, {"Authorization": f"Bearer {secrets.token_hex(32)}"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=headers), timeout=10)
+        assert refused.value.code in (401, 403)
+
+
+def test_no_job_is_taken_without_the_token(cluster, tmp_path):
+    mark = tmp_path / "ran"
+    body = json.dumps({"entrypoint": f"touch {mark}"}).encode()
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", data=body, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code in (401, 403) and not mark.exists()
+
+
+def test_nobody_joins_without_the_token(cluster):
+    """The ports inside the cluster are open to the network: there the token alone stands."""
+    state = json.loads(
+        Path(cluster.environment["RAYRLHF_CACHE"], f"local_cluster-{socket.gethostname()}.json").read_text()
+    )
+    address = f"{state['ip']}:{state['settings']['port']}"
+    join = [sys.executable, "-c", "import sys, ray; ray.init(address=sys.argv[1]); print('joined')", address]
+    for token, joins in (("0" * 64, False), (cluster.environment["RAY_AUTH_TOKEN"], True)):
+        environment = {**cluster.environment, "RAY_AUTH_TOKEN": token}
+        done = subprocess.run(join, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ("joined" in done.stdout) == joins, done.stdout + done.stderr[-2000:]
+
+
+def test_the_dashboard_listens_on_loopback_alone(cluster):
+    port = int(cluster.dashboard.rpartition(":")[2])
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert listening == {"127.0.0.1"}
+
+
 def test_a_request_without_the_token_is_refused(cluster):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
@@ -245,6 +284,7 @@ def test_what_is_here_and_would_not_be_sent_is_refused(tmp_path):
         (["submit", *SFT, "--address", "http://far:1"], "run.root=runs is relative, but the job runs on http://far:1"),
         (["submit", *SFT, "--adress", "far"], "unrecognized arguments: --adress"),
         (["submit", *SFT, "--env", "x"], "--env x: write NAME=VALUE"),
+        (["submit", *SFT[:-1], "data.train=s3://key:word@b/x"], "data.train=s3://***@b/x holds a secret"),
         (["jobs", "--address", "far:8265"], "--address=far:8265 is no URL"),
         (["jobs", "--address", "http://127.0.0.1:9"], "no cluster takes jobs at http://127.0.0.1:9"),
         (["logs"], "the following arguments are required: id"),

@@ -116,7 +116,7 @@ def resume(rank: int, folder: str, cases: list[tuple[int, str]]) -> list[dict[st
         is_same = three_steps(fresh, 60) == stats
         again = whole(fresh) | {"logits": logits(fresh)}
         is_same &= all(torch.equal(tensor, outputs[name]) for name, tensor in again.items())
-        size = sum(path.stat().st_size for path in Path(state).rglob("*states.pt"))
+        size = sum(path.stat().st_size for path in Path(state).rglob("*.safetensors"))
         results.append({"is_same": is_same, "size": size, "learnt": stats[0]["loss"] - stats[-1]["loss"]})
     return results
 
