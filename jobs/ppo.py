@@ -21,6 +21,7 @@ from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import ConfigError
 from rayrlhf.ppo_config import AlgorithmConfig, LoopConfig
+from rayrlhf.reward_sources.config import RewardFailuresConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
@@ -52,6 +53,9 @@ class PPOConfig(Section):
         default=None,
         description="in its place: module:function(prompts, responses) -> a score each; further parameters, such as "
         "reference or data_source, get the columns of the prompts' rows, a list each",
+    )
+    reward_failures: RewardFailuresConfig = Field(
+        default=RewardFailuresConfig(), description="where reward_function gives a response no score"
     )
     reference_model: str | None = Field(
         default=None,
@@ -99,6 +103,8 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> PPOConfig:
         check_one_source(self.reward_model, self.reward_function)
+        if not self.reward_function and self.reward_failures != RewardFailuresConfig():
+            raise ValueError("reward_failures has no effect without a reward_function: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -159,6 +165,8 @@ def check(config: PPOConfig) -> None:
     check_batches(config)
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
+        most = max(config.loop.rollout_batch, config.loop.evaluation_prompts)
+        config.reward_failures.check_time(-(-most // config.layout.roles["reward"].ranks), config.call_deadline_s)
     if config.gold:
         load_function(config.gold)
     folders = {role: model_folder(path) for role, path in _folders(config).items()}
@@ -457,7 +465,14 @@ async def _start(
         group.RewardGroup,
         "reward",
         reward.RewardReplica,
-        frozen | {"folder": folders["reward"], "threads": threads["reward"], "function": config.reward_function},
+        frozen
+        | {
+            "folder": folders["reward"],
+            "threads": threads["reward"],
+            "function": config.reward_function,
+            "failures": config.reward_failures,
+            "call_deadline_s": deadline,
+        },
     )
     groups["rollout"] = rollout.RolloutGroup(
         folders["rollout"],

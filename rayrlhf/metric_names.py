@@ -82,11 +82,25 @@ _EVALUATED = (
 )
 _EVALUATED_WHEN = {"gold": "gold", "gold_positive_share": "gold", "known_word_share": "words"}
 
+_FAILURES = "reward_failures.score"
+
 OBJECTIVE = (
     _M("objective/scores", "", "mean", "score of a response, before shaping"),
     _M("objective/scores_std", "", "mean", "standard deviation of the scores"),
     _M("objective/scores_reward_model", "", "mean", "the reward model's part of the score", when="reward_model"),
     _M("objective/scores_function", "", "mean", "the reward function's part of the score", when="reward_function"),
+    *(
+        _M(f"objective/failed_{kind}", "rows", "sum", f"responses: the reward function {meaning}", when=_FAILURES)
+        for kind, meaning in (
+            ("timeout", "took too long"),
+            ("exception", "raised"),
+            ("count", "gave none or several scores for the one"),
+            ("died", "ended its process"),
+            ("not_number", "gave no number"),
+            ("not_finite", "gave no finite number"),
+        )
+    ),
+    _M("objective/scored_alone", "rows", "sum", "responses scored alone, as the batch's call failed", when=_FAILURES),
     _M("objective/kl", "nats", "mean", "log-ratio to the reference, summed over a sequence", ("ppo", "kto")),
     _M("objective/kl_token_max_abs", "nats", "max", "largest log-ratio to the reference of one token"),
     _M("objective/non_score_reward", "nats", "mean", "reward of a sequence without its score: the KL term"),

@@ -6,6 +6,7 @@ import torch
 
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.masking import masked_mean
+from rayrlhf.batches import ALONE, FAILED
 from rayrlhf.coordinator import StepResult
 
 # label of each metric on the console line
@@ -51,5 +52,9 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
     }
     for index, name in enumerate(scores.names):
-        metrics[f"objective/scores_{name}"] = scores.components[:, index].mean()
+        part = scores.components[:, index]
+        if name.startswith((FAILED, ALONE)):
+            metrics[f"objective/{name}"] = part.sum()
+        else:
+            metrics[f"objective/scores_{name}"] = part.mean()
     return {name: float(value) for name, value in metrics.items()} | result.learned
