@@ -16,7 +16,7 @@ from rayrlhf.errors import CheckpointError
 # resumes.
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
-    *("gpu_gib", "offload", "reward_failures"),
+    *("gpu_gib", "offload", "reward_failures", "health"),
 )
 
 

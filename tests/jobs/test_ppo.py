@@ -340,6 +340,16 @@ def texts_file(folder: Path) -> Path:
             {"reward_model": "null", "reward_function": "tests.jobs.rewards:vowels", "reward_failures.timeout_s": 60},
             "gives 8 responses of one actor 480 s.*call_deadline_s to at least 1067",
         ),
+        (
+            {"algorithm.estimator": "reinforce_pp", "loop.health.explained_variance.below": 0.1},
+            "critic/explained_variance, which this run has not: .*reinforce_pp has no critic",
+        ),
+        ({"loop.health.equal_groups.steps": 2}, "which this run has not: algorithm.group_size is 1"),
+        (
+            {"loop.health.metrics": "{eval/gold: {below: 0}}"},
+            "metrics.eval/gold watches eval/gold, which .*gold is null",
+        ),
+        ({"loop.health.metrics": "{eval/gould: {below: 0}}"}, "no metric eval/gould; did you mean eval/gold"),
         ({"algorithm.critic_warmup_steps": 2}, "leaves the policy none of loop.steps=2"),
         ({"policy.pretraining": "{data: {train: x.jsonl}, rows: 1}"}, "rows=1 leaves some of the 2 minibatches"),
         ({"policy.entropy.rate": 0.1}, "no effect without entropy.target"),
