@@ -297,7 +297,8 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     frozen("base", ReferenceGroup, ReferenceReplica, config.base, temperature=1.0)
     # a function decodes with the policy's tokenizer
     scored_by = config.reward_model or config.policy
-    frozen("reward", RewardGroup, RewardReplica, scored_by, function=config.reward_function)
+    deadline = config.call_deadline_s
+    frozen("reward", RewardGroup, RewardReplica, scored_by, function=config.reward_function, call_deadline_s=deadline)
     groups["rollout"] = RolloutGroup(
         model_folder(config.baseline),
         config.rollout,

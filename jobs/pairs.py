@@ -213,6 +213,7 @@ def _groups(config: PairsConfig, placement: Any) -> dict[str, Any]:
         "forward_tokens": config.forward_tokens,
         "threads": config.layout.roles["reward"].threads,
         "function": config.reward_function,
+        "call_deadline_s": deadline,
     }
     count, sampler = placement.count, (config.rollout, config.sampling, placement)
     offload = config.layout.roles["rollout"].offload

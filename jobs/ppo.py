@@ -18,13 +18,15 @@ from actors.config import RolloutConfig, SamplingConfig, check_one_source
 from cluster.config import LayoutConfig
 from rayrlhf.config import Section
 from rayrlhf.data.config import DataConfig
+from rayrlhf.health import check_known
 from rayrlhf.ppo_config import AlgorithmConfig, LoopConfig
 from rayrlhf.restarts import RecoveryConfig, check_stall
+from rayrlhf.reward_sources.config import RewardFailuresConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
@@ -53,6 +55,9 @@ class PPOConfig(Section):
         default=None,
         description="in its place: module:function(prompts, responses) -> a score each; further parameters, such as "
         "reference or data_source, get the columns of the prompts' rows, a list each",
+    )
+    reward_failures: RewardFailuresConfig = Field(
+        default=RewardFailuresConfig(), description="where reward_function gives a response no score"
     )
     reference_model: str | None = Field(
         default=None,
@@ -98,6 +103,27 @@ class PPOConfig(Section):
         own: dict[str, Normaliser] = {"grpo": "sequence_mean", "dr_grpo": "constant"}
         return self.policy.normaliser or own.get(self.algorithm.estimator, "tokens")
 
+    def _missing(self) -> Iterator[tuple[str, str]]:
+        """What some metrics need and this run has not, as rayrlhf/metric_names.py calls it, and why."""
+        algorithm = self.algorithm
+        if not algorithm.has_critic:
+            yield "a critic", f"algorithm.estimator={algorithm.estimator} has no critic"
+        if algorithm.group_size == 1:
+            yield "algorithm.group_size", "algorithm.group_size is 1"
+        if not algorithm.kl_in_loss:
+            yield "algorithm.kl.kind k2 or k3", "the KL is in the reward"
+        if self.reward_failures.score is None:
+            yield "reward_failures.score", "reward_failures.score is null"
+        for key, value in (
+            ("reward_model", self.reward_model),
+            ("reward_function", self.reward_function),
+            ("policy.pretraining", self.policy.pretraining),
+            ("importance_cap", self.policy.importance_cap),
+            ("gold", self.gold),
+        ):
+            if value is None:
+                yield key, f"{key} is null"
+
     @model_validator(mode="after")
     def _is_late_before_it_fails(self) -> PPOConfig:
         check_stall(self.recovery, self.call_deadline_s)
@@ -106,10 +132,13 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _one_source_of_scores(self) -> PPOConfig:
         check_one_source(self.reward_model, self.reward_function)
+        if not self.reward_function and self.reward_failures != RewardFailuresConfig():
+            raise ValueError("reward_failures has no effect without a reward_function: leave it out")
         return self
 
     @model_validator(mode="after")
     def _no_critic_no_critic_keys(self) -> PPOConfig:
+        check_known(self.loop.health, dict(self._missing()))
         if not self.algorithm.has_critic and (self.critic_model or self.critic != CriticUpdateConfig()):
             raise ValueError(
                 f"algorithm.estimator={self.algorithm.estimator} has no critic: leave critic_model and critic.* out"
@@ -358,7 +387,14 @@ async def _start(
         group.RewardGroup,
         "reward",
         reward.RewardReplica,
-        frozen | {"folder": folders["reward"], "threads": threads["reward"], "function": config.reward_function},
+        frozen
+        | {
+            "folder": folders["reward"],
+            "threads": threads["reward"],
+            "function": config.reward_function,
+            "failures": config.reward_failures,
+            "call_deadline_s": deadline,
+        },
     )
     groups["rollout"] = rollout.RolloutGroup(
         folders["rollout"],

@@ -27,6 +27,8 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
     check_batches(config)
     if config.reward_function:
         load_function(config.reward_function, "reward_function")
+        most = max(config.loop.rollout_batch, config.loop.evaluation_prompts)
+        config.reward_failures.check_time(-(-most // config.layout.roles["reward"].ranks), config.call_deadline_s)
     if config.gold:
         load_function(config.gold)
     folders = {role: model_folder(path) for role, path in models.items()}

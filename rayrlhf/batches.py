@@ -14,6 +14,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+# names of components of scores that count rows: those that a reward function failed on, FAILED + the kind of failure,
+# and those scored by a call of their own
+FAILED, ALONE = "failed_", "scored_alone"
+
 _KINDS = {"i64": torch.int64, "f32": torch.float32, "bool": torch.bool}
 TBatch = TypeVar("TBatch", bound="_Batch")
 
@@ -111,7 +115,7 @@ class Rollouts(_Batch):
 
 @dataclass(frozen=True)
 class Scores(_Batch):
-    """What a reward source gives each sequence: `total` and the `components` it is made of."""
+    """What a reward source gives each sequence: `total` and the `components` it is made of, or that count rows."""
 
     total: Tensor
     components: Tensor

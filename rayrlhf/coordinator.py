@@ -30,6 +30,7 @@ from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.kl_control import AdaptiveKL, FixedKL
 from rayrlhf.algorithms.score_shaping import ScoreShaping
 from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Prompts
+from rayrlhf.errors import DivergenceError
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
 from rayrlhf.side_by_side import gather
@@ -69,7 +70,10 @@ class PPO:
         self.estimate = estimators.build(config)
 
     async def step(self, prompts: Prompts, step: int) -> StepResult:
-        """Sample, judge, learn, publish; `step` counts from 1 and becomes the weights' version."""
+        """Sample, judge, learn, publish; `step` counts from 1 and becomes the weights' version.
+
+        Raises DivergenceError, before anything is learnt, where a score, log-prob or value is not finite.
+        """
         roles, config, beta = self.roles, self.config, self.kl_control.beta
 
         rollouts = await roles.rollout.generate(prompts, self.seed)
@@ -81,6 +85,7 @@ class PPO:
             roles.reward.scores(rollouts),
         )
         experience = Experience(rollouts, logprobs, ref_logprobs, scores, values)
+        _check_finite(experience, step)
 
         beta_in_reward, beta_in_loss = (0.0, beta) if config.kl_in_loss else (beta, 0.0)
         estimate = self.estimate(experience, self.shape_scores(scores.total), beta_in_reward)
@@ -108,3 +113,22 @@ class PPO:
         """Restore `state_dict()`."""
         self.kl_control.load_state_dict(state["kl_control"])
         self.shape_scores.load_state_dict(state["score_shaping"])
+
+
+def _check_finite(experience: Experience, step: int) -> None:
+    """DivergenceError names the role whose numbers are none."""
+    mask = experience.rollouts.response_mask
+    for role, what, values, counted in (
+        ("reward", "scores", experience.scores.total, None),
+        ("policy", "log-probs", experience.logprobs, mask),
+        ("reference", "log-probs", experience.ref_logprobs, mask),
+        ("critic", "values", experience.values.values, mask),
+    ):
+        bad = ~values.isfinite() if counted is None else ~values.isfinite() & counted
+        if bad.any():
+            rows = bad.view(len(bad), -1).any(1).nonzero().flatten().tolist()
+            raise DivergenceError(
+                f"{int(bad.sum())} {what} of the {role} are not finite at step {step} (first rows: {rows[:8]}): it "
+                "overflowed, or its weights are no numbers any more. Nothing was learnt from them. A lower learning "
+                "rate, float32 for the model, or another one may help"
+            )

@@ -33,6 +33,14 @@ class DivergenceError(UserError):
     """Optimizer steps had to be skipped again and again; the message is a report of them."""
 
 
+class RewardError(UserError):
+    """A reward function gave no scores; the message shows the response and the function's own traceback."""
+
+
+class HealthError(UserError):
+    """A watch over a run's metrics was told to stop it; the message says why, and where it goes on."""
+
+
 class Interrupted(RayRLHFError):
     """A run ended after a whole step, as it was asked to; it can be resumed."""
 

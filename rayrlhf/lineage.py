@@ -18,7 +18,7 @@ from rayrlhf.redaction import redacted
 # resumes.
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
-    *("gpu_gib", "offload", "recovery", "max_restarts", "stall_s"),
+    *("gpu_gib", "offload", "recovery", "max_restarts", "stall_s", "reward_failures", "health"),
     # where it runs: the numbers are the same within float rounding
     *("layout", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "zero_stage"),
 )

@@ -82,12 +82,29 @@ _EVALUATED = (
 )
 _EVALUATED_WHEN = {"gold": "gold", "gold_positive_share": "gold", "known_word_share": "words"}
 
+_GROUPED = "algorithm.group_size"
+_FAILURES = "reward_failures.score"
+
 OBJECTIVE = (
     _M("objective/scores", "", "mean", "score of a response, before shaping"),
     _M("objective/scores_std", "", "mean", "standard deviation of the scores"),
+    _M("objective/frac_reward_zero_std", "share", "mean", "prompts whose samples have equal scores", when=_GROUPED),
     _M("objective/scores_reward_model", "", "mean", "the reward model's part of the score", when="reward_model"),
     _M("objective/scores_function", "", "mean", "the reward function's part of the score", when="reward_function"),
+    *(
+        _M(f"objective/failed_{kind}", "rows", "sum", f"responses: the reward function {meaning}", when=_FAILURES)
+        for kind, meaning in (
+            ("timeout", "took too long"),
+            ("exception", "raised"),
+            ("count", "gave none or several scores for the one"),
+            ("died", "ended its process"),
+            ("not_number", "gave no number"),
+            ("not_finite", "gave no finite number"),
+        )
+    ),
+    _M("objective/scored_alone", "rows", "sum", "responses scored alone, as the batch's call failed", when=_FAILURES),
     _M("objective/kl", "nats", "mean", "log-ratio to the reference, summed over a sequence", ("ppo", "kto")),
+    _M("objective/kl_per_token", "nats", "mean", "log-ratio to the reference of a response token"),
     _M("objective/kl_token_max_abs", "nats", "max", "largest log-ratio to the reference of one token"),
     _M("objective/non_score_reward", "nats", "mean", "reward of a sequence without its score: the KL term"),
     _M("objective/rlhf_reward", "", "mean", "reward of a sequence: score and KL term"),
@@ -137,7 +154,13 @@ ROLLOUT = (
     _M("rollout/length", "tokens", "mean", "length of a response"),
     _M("rollout/length_max", "tokens", "max", "length of the longest response"),
     _M("rollout/finished_share", "share", "mean", "responses that ended by themselves"),
+    _M("rollout/repetition_4", "share", "mean", "token 4-grams of a response that occurred in it before"),
+    _M("rollout/distinct_2", "share", "mean", "unique token pairs among all token pairs of the responses"),
     _M("rollout/tokens", "tokens", "sum", "response tokens"),
+)
+HEALTH = (
+    _M("health/fired", "", "last", "watches that have fired and not recovered"),
+    _M("health/*", "", "last", "1 while this watch (loop.health) has fired"),
 )
 SYNC = (
     _M("sync/logprob_gap", "nats", "mean", "|log-prob as the engine sampled - the policy's own| of a token"),
@@ -259,6 +282,7 @@ METRICS: tuple[Metric, ...] = (
     *EVAL,
     *PAIRS,
     *ROLLOUT,
+    *HEALTH,
     *SYNC,
     *OPTIM,
     *TIME,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
+from rayrlhf.health import HealthConfig
 
 EvaluationMetric = Literal[
     "eval/score",
@@ -188,6 +189,9 @@ class LoopConfig(Section):
     keep: int = Field(default=2, ge=1, description="checkpoints kept beside the best one")
     rollback: RollbackConfig = Field(
         default_factory=RollbackConfig, description="when optimizer steps are skipped in a row"
+    )
+    health: HealthConfig = Field(
+        default=HealthConfig(), description="watches over the metrics that warn, roll back or stop"
     )
     best: EvaluationMetric = Field(
         default="eval/score", description="the evaluation metric whose highest value marks the best step"

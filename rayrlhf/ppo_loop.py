@@ -14,7 +14,8 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import fsspec
@@ -27,8 +28,9 @@ from rayrlhf import stopping
 from rayrlhf.batches import Prompts
 from rayrlhf.checkpoint import StageDir, StageWriter, find_stage
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import CheckpointError, DivergenceError, StateLost
+from rayrlhf.errors import CheckpointError, DivergenceError, HealthError, StateLost
 from rayrlhf.evaluation.metrics import distinct_n, positive_share
+from rayrlhf.health import Change, Health, State, rolled_back
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
 from rayrlhf.ppo_metrics import CONSOLE, step_metrics
@@ -102,6 +104,7 @@ class Progress:
     batches: int = 0  # of prompts that were used: more than steps after a rollback
     num_rollbacks: int = 0
     lr_scale: float = 1.0  # what the rollbacks left of the learning rates
+    health: State = field(default_factory=dict)  # what the watches have seen
     seconds: float = 0.0  # spent up to the checkpoint
 
     @classmethod
@@ -136,13 +139,14 @@ class PPOLoop:
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
 
-        Raises DivergenceError when rolling back did not help, GaveUp when beginning anew did not, Interrupted when the
-        run was asked to end.
+        Raises DivergenceError when rolling back did not help, HealthError when a watch stops it, GaveUp when
+        beginning anew did not help, Interrupted when the run was asked to end.
         """
         self.progress = resume or Progress()
-        self._kept = replace(self.progress)  # to begin anew from: the newest checkpoint's, or the run's beginning
+        self._kept = deepcopy(self.progress)  # to begin anew from: the newest checkpoint's, or the run's beginning
         self._untrained = self.ppo.state_dict()
         self._farthest = self.progress.step
+        self.health = Health(self.config.health)
         self._began = time.time() - self.progress.seconds
         try:
             await self._surely(self._first if resume is None else self._resume)
@@ -175,7 +179,7 @@ class PPOLoop:
         self.stopwatch.take()
         prompts = await asyncio.to_thread(next, self.prompts)
         progress.batches = self.prompts.used
-        metrics = step_metrics(await self.ppo.step(prompts, step))
+        metrics = step_metrics(await self.ppo.step(prompts, step), self.ppo.config.group_size)
         metrics |= self.stopwatch.take() | {"time/step_s": time.perf_counter() - began}
         metrics["perf/rollout_tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/step_s"]
         metrics["optim/rollbacks"] = float(progress.num_rollbacks)
@@ -184,16 +188,20 @@ class PPOLoop:
         if step > self._farthest:
             self._farthest = step
             self.restarts.succeeded(_STATEFUL)
-        self._say(step, metrics)
+        self._print(console_line("ppo", step, config.steps, metrics, CONSOLE))
         is_evaluated = step % config.evaluate_every == 0 or step == config.steps
         if is_evaluated:
             metrics |= await self._evaluate(step)
             metrics |= await self.memory() if self.memory else {}
+        flags, changes = self.health.see(metrics, progress.health)
+        metrics |= flags
         self.log.log(step, metrics | (self.data_counts if step == 1 else {}))
-        is_best = is_evaluated and self._beats(metrics, progress.best)
+        self._heed(changes)
+        is_good = not self.health.is_suspicious(progress.health)
+        is_best = is_evaluated and is_good and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best
         is_asked = stopping.asked()
-        if is_best or step % config.save_every == 0 or step == config.steps or is_asked:
+        if is_best or (step % config.save_every == 0 and is_good) or step == config.steps or is_asked:
             await self._save(step, metrics, is_best)
         return is_asked
 
@@ -201,15 +209,24 @@ class PPOLoop:
         bound = self.config.max_kl
         return metrics[self.config.best] > best and (bound is None or metrics["eval/kl"] <= bound)
 
-    def _say(self, step: int, metrics: dict[str, float]) -> None:
-        self._print(console_line("ppo", step, self.config.steps, metrics, CONSOLE))
-        gap = metrics["sync/logprob_gap"]
-        if gap > 0.01:
-            self._print(
-                f"warning: sync/logprob_gap is {gap:.3g}, above 0.01: the rollout engine's log-probs are not the "
-                "policy's; a publish was missed, or the two compute in different precision",
-                style="yellow",
-            )
+    def _heed(self, changes: list[Change]) -> None:
+        """Say what the watches have found, and do what they are for.  Raises DivergenceError to roll back, HealthError
+        to stop."""
+        for change in changes:
+            if not change.is_fired or change.action == "warn":
+                self._print(f"warning: {change.text}" if change.is_fired else change.text, style="yellow")
+        found = {change.action: change.text for change in reversed(changes) if change.is_fired}
+        if "stop" in found:
+            raise HealthError(f"{found['stop']}\n{self._goes_on()}")
+        if "roll_back" in found:
+            raise DivergenceError(found["roll_back"])
+
+    def _goes_on(self) -> str:
+        try:
+            stage = find_stage(self.stage_root, kind="ppo")
+        except CheckpointError:
+            return "There is no checkpoint from before it began: the same command starts anew"
+        return f"{stage.path} is from before it began: the same command goes on from there"
 
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style), soft_wrap=True)  # one line, however narrow the console
@@ -236,7 +253,7 @@ class PPOLoop:
         except BaseException:
             writer.discard()
             raise
-        self._kept = replace(self.progress)
+        self._kept = deepcopy(self.progress)
 
     async def _write(self, writer: StageWriter, step: int, metrics: dict[str, float], is_best: bool) -> None:
         await gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
@@ -277,7 +294,7 @@ class PPOLoop:
         roles, place = self.ppo.roles, "the beginning"
         while True:
             await self.restarts.after(_STATEFUL, error)
-            self.progress = replace(self._kept)
+            self.progress = deepcopy(self._kept)
             try:
                 await gather(roles.policy.restart(), roles.critic.restart())
                 if self.progress.step:
@@ -311,8 +328,9 @@ class PPOLoop:
             ) from error
         self._print(f"warning: {error}", style="yellow")
         now.step, now.best, now.num_rollbacks = then.step, then.best, now.num_rollbacks + 1
+        now.health = rolled_back(then.health)
         now.lr_scale *= settings.lr_factor
-        self._kept = replace(now)
+        self._kept = deepcopy(now)
         path = await self._load()
         self.log.rewind(now.step)
         self._print(

@@ -6,6 +6,7 @@ import torch
 
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.masking import masked_mean
+from rayrlhf.batches import ALONE, FAILED
 from rayrlhf.coordinator import StepResult
 
 # label of each metric on the console line
@@ -21,8 +22,30 @@ CONSOLE = {
 }
 
 
-def step_metrics(result: StepResult) -> dict[str, float]:
-    """Flat metrics of one step.  KL and rewards are means over sequences of sums over tokens, in nats.
+def repetition(responses: list[list[int]], n: int) -> float:
+    """Mean over responses of the share of a response's token n-grams that it had before (seq-rep-n of Welleck et al.
+    2020); 0 for one without n-grams."""
+    shares = []
+    for tokens in responses:
+        grams = _ngrams(tokens, n)
+        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    return sum(shares) / len(shares)
+
+
+def distinct(responses: list[list[int]], n: int) -> float:
+    """Unique over total token n-grams of all responses (Li et al. 2016); 1 where there is none."""
+    grams = [gram for tokens in responses for gram in _ngrams(tokens, n)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _ngrams(tokens: list[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
+    """Flat metrics of one step, whose rollouts are groups of `group_size` rows.
+
+    KL and rewards are means over sequences of sums over tokens, in nats.
 
     `sync/logprob_gap` is the mean over response tokens of |log-prob as the sampling engine returned
     it - the policy's own|: above 0.01 in float32 the engine does not hold the policy's weights.
@@ -38,6 +61,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "objective/scores": scores.total.mean(),
         "objective/scores_std": scores.total.std(correction=0),
         "objective/kl": sequence_kl.mean(),
+        "objective/kl_per_token": masked_mean(kl, mask),
         "objective/kl_token_max_abs": torch.where(mask, kl, 0.0).abs().max(),
         "objective/non_score_reward": (result.estimate.rewards.sum(1) - result.estimate.ends).mean(),
         "objective/rlhf_reward": result.estimate.rewards.sum(1).mean(),
@@ -50,6 +74,16 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         "sync/logprob_gap_max": torch.where(mask, gap, 0.0).max(),
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
     }
+    responses = [row[own].tolist() for row, own in zip(rollouts.tokens, mask, strict=True)]
+    metrics["rollout/repetition_4"] = torch.tensor(repetition(responses, 4))
+    metrics["rollout/distinct_2"] = torch.tensor(distinct(responses, 2))
+    if group_size > 1:
+        groups = scores.total.view(-1, group_size)
+        metrics["objective/frac_reward_zero_std"] = (groups == groups[:, :1]).all(1).float().mean()
     for index, name in enumerate(scores.names):
-        metrics[f"objective/scores_{name}"] = scores.components[:, index].mean()
+        part = scores.components[:, index]
+        if name.startswith((FAILED, ALONE)):
+            metrics[f"objective/{name}"] = part.sum()
+        else:
+            metrics[f"objective/scores_{name}"] = part.mean()
     return {name: float(value) for name, value in metrics.items()} | result.learned

@@ -68,6 +68,14 @@ class LoggedRole:
                 setattr(cls, name, _logged(method))
 
 
+def note(line: str, level: int = logging.INFO) -> bool:
+    """Write a line to the log of this process's actor; whether it has one."""
+    log = _logger(os.environ.get(VARIABLE))
+    if log is not None:
+        log.log(level, "%s", line)
+    return log is not None
+
+
 def _logged(method: Callable[..., Any]) -> Callable[..., Any]:
     name = method.__name__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,12 @@ ALL: tuple[str, ...] = ("*",)  # the columns of a function with **keywords
 def columns_of(name: str, key: str = "reward_function") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(columns of the prompts' rows that the function asks for, those of them that it cannot do without): its
     parameters after prompts and responses; ALL and none for `**keywords`.  Raises ConfigError as `load_function`."""
-    parameters = list(inspect.signature(_function(name, key)).parameters.values())[2:]
+    return parameters_of(find_function(name, key))
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """As `columns_of`, of a function itself."""
+    parameters = list(inspect.signature(function).parameters.values())[2:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         asked = ALL
     else:
@@ -34,7 +40,7 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
     What it returns is checked at each call: ConfigError on another number of scores or on one that
     is not finite.  ConfigError here when the module cannot be imported or has no such function.
     """
-    function = _function(name, key)
+    function = find_function(name, key)
 
     def checked(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         scores = [float(score) for score in function(prompts, responses, **columns)]
@@ -53,7 +59,21 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
     return checked
 
 
-def _function(name: str, key: str) -> Callable[..., Any]:
+def number(value: Any) -> float | str:
+    """`value` as a float where it is a real number: int, float, a numpy scalar, a tensor without dimensions; the text
+    that shows it where it is none.  A bool is none: it may be the answer to another question."""
+    if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return f"{repr(value)[:80]}, which is of type {type(value).__name__}"
+    try:
+        return float(value)
+    except OverflowError:  # an int that no float holds
+        return math.inf
+
+
+def find_function(name: str, key: str) -> Callable[..., Any]:
+    """The function itself, whose answers nobody checks; ConfigError as `load_function`."""
     module_name, separator, function_name = name.partition(":")
     if not (module_name and separator and function_name):
         raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")

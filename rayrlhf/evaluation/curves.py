@@ -81,9 +81,13 @@ def points(rows: list[Row], name: str) -> list[tuple[float, float]]:
 
 
 def events(rows: list[Row]) -> list[Event]:
-    """Steps that were skipped, and rollbacks, from the counts of both that a stage logs."""
+    """Steps that were skipped, and rollbacks, from the counts of both that a stage logs, and watches that fired."""
     found, before = [], {"skipped": 0.0, "rollbacks": 0.0}
+    watches: set[str] = set()
     for row in rows:
+        fired = {name.removeprefix("health/") for name, flag in row.items() if name.startswith("health/") and flag}
+        found += [Event(row["step"], "watch fired", name) for name in sorted(fired - watches - {"fired"})]
+        watches = fired
         skipped = [v for name, v in row.items() if name.startswith("optim/") and name.endswith("skipped_steps") and v]
         if sum(skipped) > before["skipped"]:
             found.append(Event(row["step"], "skipped", f"{sum(skipped) - before['skipped']:g} optimizer step(s)"))

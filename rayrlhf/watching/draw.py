@@ -121,6 +121,9 @@ def warnings(view: View, stage: StageView) -> list[str]:
                 if count and metric.startswith("optim/") and metric.endswith(name):
                     role = metric.removeprefix("optim/").removesuffix(name).strip("_")
                     found.append(f"{role + ': ' if role else ''}{count:.0f} {what}")
+        flags = {n.removeprefix("health/"): flag for n, flag in history.newest.items() if n.startswith("health/")}
+        fired = ", ".join(sorted(name for name, flag in flags.items() if flag and name != "fired"))
+        found += [f"watches that have fired: {plain(fired)} (loop.health; the job's output says why)"] if fired else []
         bad = sorted(name for name, value in history.newest.items() if value is None)
         found += [f"not finite: {plain(', '.join(bad[:4]))}"] if bad else []
     if view.num_unreadable:

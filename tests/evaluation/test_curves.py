@@ -63,6 +63,16 @@ def test_skipped_steps_and_rollbacks_are_events() -> None:
     ]
 
 
+def test_watches_that_fire_are_events() -> None:
+    flags = [(0, 0), (1, 0), (1, 1), (0, 1), (1, 0)]
+    rows = [
+        {"step": step, "health/fired": float(kl + entropy), "health/kl": float(kl), "health/entropy": float(entropy)}
+        for step, (kl, entropy) in enumerate(flags)
+    ]
+    fired = [Event(1, "watch fired", "kl"), Event(2, "watch fired", "entropy"), Event(4, "watch fired", "kl")]
+    assert curves.events(rows) == fired
+
+
 def test_overlays_keep_a_run_s_colour() -> None:
     chart = curves.overlay({"one": [], "two": ROWS}, "objective/kl")
     assert [(line.name, line.colour, list(line.points)) for line in chart.series] == [("two", 1, [(1, 2.0)])]

@@ -13,7 +13,7 @@ from ray.util import placement_group_table
 from jobs import dpo, ppo
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
-from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError
+from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError, RewardError
 from rayrlhf.ppo_loop import Progress as PPOProgress
 
 STEPS = 2
@@ -189,6 +189,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
     monkeypatch.setenv("WANDB_API_KEY", secrets[1])
     keys = {
         "reward_function": "tests.jobs.rewards:known",
+        "reward_failures": "{score: 0.5, timeout_s: 5}",
         "algorithm.estimator": "grpo",
         "algorithm.group_size": 4,
         "policy.engine.lr": 1e-2,
@@ -208,6 +209,8 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
     assert_invariants(rows)
     assert not any(name.startswith(("critic/", "loss/value")) for row in rows.values() for name in row)
     assert 0 <= rows[1]["objective/scores_function"] <= 12
+    counts = {name for name in rows[1] if name.startswith("objective/failed_")} | {"objective/scored_alone"}
+    assert len(counts) == 7 and not any(rows[1][name] for name in counts)
     assert rows[1]["loss/kl_avg"] >= 0 and rows[1]["loss/pretraining_avg"] > 1
     assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
     assert not (Path(path) / "state" / "critic").exists()
@@ -238,6 +241,29 @@ def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_pat
     assert f"rolled back to {tmp_path}/tiny/ppo/step_000001 (1 of 2)" in said
     progress = PPOProgress.of(find_stage(path))
     assert (progress.step, progress.batches, progress.lr_scale) == (2, 3, 0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", [None, -1.0])
+def test_a_reward_function_that_fails_in_a_run(score, tiny_model, prompts_file, tmp_path, ray_local, capfd):
+    """It hangs, raises or gives NaN on some responses of every batch."""
+    function = {"reward_function": "tests.jobs.rewards:unsteady", "rollout.engine": "transformers"}
+    failures = {"timeout_s": 2.0} | ({} if score is None else {"score": score, "max_share": 0.9})
+    keys = function | {f"reward_failures.{key}": value for key, value in failures.items()}
+    config = load(ppo.PPOConfig, None, overrides(tmp_path, tiny_model("llama"), "null", prompts_file, **keys))
+    ppo.check(config)
+    if score is None:
+        with pytest.raises(RewardError, match=r"(?s)reward_function=tests.jobs.rewards:unsteady failed.*response: "):
+            ppo.run(config)
+        return
+    ppo.run(config)
+    rows = rows_of(tmp_path)
+    kinds = ("timeout", "exception", "not_finite")
+    counts = [sum(rows[step][f"objective/failed_{kind}"] for step in (1, 2)) for kind in kinds]
+    assert sum(counts) >= 3 and all(counts) and rows[1]["objective/scored_alone"] == 8
+    assert_invariants(rows)
+    log = (tmp_path / "tiny" / "logs" / "ppo" / "reward-0.log").read_text()
+    assert "ZeroDivisionError" in log and "WARNING reward_function=tests.jobs.rewards:unsteady failed on" in log
 
 
 @pytest.mark.parametrize(
@@ -338,6 +364,22 @@ def texts_file(folder: Path) -> Path:
         ),
         ({"algorithm.estimator": "reinforce_pp", "algorithm.critic_warmup_steps": 2}, "has no critic"),
         ({"algorithm.estimator": "reinforce_pp", "critic.engine.lr": 0.5}, r"leave critic_model and critic.\* out"),
+        ({"reward_failures.score": 0}, "reward_failures has no effect without a reward_function"),
+        ({"reward_failures.score": ".inf"}, "finite number"),
+        (
+            {"reward_model": "null", "reward_function": "tests.jobs.rewards:vowels", "reward_failures.timeout_s": 60},
+            "gives 8 responses of one actor 480 s.*call_deadline_s to at least 1067",
+        ),
+        (
+            {"algorithm.estimator": "reinforce_pp", "loop.health.explained_variance.below": 0.1},
+            "critic/explained_variance, which this run has not: .*reinforce_pp has no critic",
+        ),
+        ({"loop.health.equal_groups.steps": 2}, "which this run has not: algorithm.group_size is 1"),
+        (
+            {"loop.health.metrics": "{eval/gold: {below: 0}}"},
+            "metrics.eval/gold watches eval/gold, which .*gold is null",
+        ),
+        ({"loop.health.metrics": "{eval/gould: {below: 0}}"}, "no metric eval/gould; did you mean eval/gold"),
         ({"algorithm.critic_warmup_steps": 2}, "leaves the policy none of loop.steps=2"),
         ({"policy.pretraining": "{data: {train: x.jsonl}, rows: 1}"}, "rows=1 leaves some of the 2 minibatches"),
         ({"policy.entropy.rate": 0.1}, "no effect without entropy.target"),

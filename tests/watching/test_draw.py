@@ -88,7 +88,8 @@ def test_what_went_wrong_has_a_line(live):
     bad = {"sync__logprob_gap": 0.02, "loss__policy_avg": None, "optim__rollbacks": 1.0, "optim__skipped_steps": 0.0}
     with (live / "metrics.jsonl").open("a") as file:
         file.write(lines(row("ppo", 4, time.time(), 10, **bad, optim__policy_skipped_steps=3.0)) + "no row\n")
-        file.write(lines(row("ppo", 5, time.time(), 10, sync__logprob_gap=1e-7)))
+        flags = {"health__fired": 1.0, "health__kl": 1.0, "health__entropy": 0.0}
+        file.write(lines(row("ppo", 5, time.time(), 10, sync__logprob_gap=1e-7, **flags)))
     words = " ".join(screen(live, now=time.time() + 700).split())
     assert (
         "! no sign of life for 11:40, where a step takes 3.00 s: cut off, or stuck. Started again it goes on" in words
@@ -97,6 +98,7 @@ def test_what_went_wrong_has_a_line(live):
     assert "! sync/logprob_gap was 0.02 at step 4, above 0.01" in words
     assert "! policy: 3 optimizer steps skipped" in words and "! 1 rollbacks" in words
     assert words.count("optimizer steps skipped") == 1
+    assert "! watches that have fired: kl (loop.health" in words
     assert "! not finite: loss/policy_avg" in words
     assert "! 1 lines of the metrics files cannot be read" in words
     assert "ETA" not in words
