@@ -18,7 +18,7 @@ ALL: tuple[str, ...] = ("*",)  # the columns of a function with **keywords
 def columns_of(name: str, key: str = "reward_function") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(columns of the prompts' rows that the function asks for, those of them that it cannot do without): its
     parameters after prompts and responses; ALL and none for `**keywords`.  Raises ConfigError as `load_function`."""
-    parameters = list(inspect.signature(_function(name, key)).parameters.values())[2:]
+    parameters = list(_signature(name, key).parameters.values())[2:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         asked = ALL
     else:
@@ -35,6 +35,7 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
     is not finite.  ConfigError here when the module cannot be imported or has no such function.
     """
     function = _function(name, key)
+    _signature(name, key)
 
     def checked(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         scores = [float(score) for score in function(prompts, responses, **columns)]
@@ -59,7 +60,7 @@ def _function(name: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise ConfigError(
             f"{key}={name!r}: cannot import {module_name} ({type(error).__name__}: {error}). Install or mend it, or "
             "put its folder on PYTHONPATH."
@@ -68,6 +69,19 @@ def _function(name: str, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{key}={name!r}: {module_name} has no function {function_name}")
     return function
+
+
+def _signature(name: str, key: str) -> inspect.Signature:
+    """ConfigError where the function cannot be called with prompts and responses."""
+    try:
+        found = inspect.signature(_function(name, key))
+        found.bind_partial([], [])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}={name!r} cannot be called with prompts and responses ({error}): write def "
+            f"{name.partition(':')[2]}(prompts, responses) -> a score for each response"
+        ) from error
+    return found
 
 
 def source_file(name: str) -> str:

@@ -10,6 +10,8 @@ import fsspec
 _MARK = 256  # bytes before the position that must still be there
 _BLOCK = 16 * 2**20
 Row = dict[str, Any]
+# what reading a line raises that is no row of metrics
+_NO_ROW = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class Tail:
@@ -61,8 +63,8 @@ class Tail:
             return None
         try:
             row = json.loads(line)
-            row["stage"], row["step"], row["time_s"]
-        except (ValueError, TypeError, KeyError):  # such as a line that a kill cut, with the next one behind it
+            int(row["step"]), float(row["time_s"]), row["stage"].strip()
+        except _NO_ROW:  # such as a line that a kill cut, with the next one behind it
             self.num_unreadable += 1
             return None
         return dict(row)
