@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -103,9 +104,9 @@ class LayoutConfig(Section):
 
 def _read(base: str) -> dict[str, Any]:
     path = LAYOUTS / f"{base}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = Path(base)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, of any text at all
         shipped = ", ".join(sorted(p.stem for p in LAYOUTS.glob("*.yaml")))
         raise ValueError(f"no layout {base!r}: neither a shipped one ({shipped}) nor a file")
     try:

@@ -32,7 +32,7 @@ from rayrlhf.models.peft_config import VIRTUAL
 
 MANIFEST = "stage.json"
 _HASHED_BYTES = 256 * 2**20
-_STEP = re.compile(r"step_[0-9]+")
+_STEP = re.compile(r"step_[0-9]{1,18}")
 
 
 @dataclass(frozen=True)

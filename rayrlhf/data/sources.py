@@ -232,7 +232,7 @@ def parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
             for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
                 yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist(), start))
                 start += batch.num_rows
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: of a part that cannot be decoded
         raise DataError(f"{name} is not a Parquet file: {error}") from error
 
 

@@ -176,7 +176,7 @@ class WatchedRun:
         """(step, content) of a stage's newest `stage.json`."""
         try:
             step = self._filesystem.cat_file(f"{self._root}/{stage}/latest").decode().strip()
-            if not re.fullmatch(r"step_\d+", step):
+            if not re.fullmatch(r"step_[0-9]{1,18}", step):
                 return None, None
             path = f"{self._root}/{stage}/{step}/{MANIFEST}"
             mark = self._mark(path)

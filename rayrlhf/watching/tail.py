@@ -10,8 +10,6 @@ import fsspec
 _MARK = 256  # bytes before the position that must still be there
 _BLOCK = 16 * 2**20
 Row = dict[str, Any]
-# what reading a line raises that is no row of metrics
-_NO_ROW = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class Tail:
@@ -63,8 +61,18 @@ class Tail:
             return None
         try:
             row = json.loads(line)
-            int(row["step"]), float(row["time_s"]), row["stage"].strip()
-        except _NO_ROW:  # such as a line that a kill cut, with the next one behind it
+        except (ValueError, RecursionError):  # such as a line that a kill cut, with the next one behind it
+            row = None
+        if not _is_row(row):
             self.num_unreadable += 1
             return None
         return dict(row)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether `row` is as MetricsLog writes them: a stage, a step, a time, and numbers (null where not finite)."""
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
+        return False
+    numbers = [value for name, value in row.items() if name != "stage" and value is not None]
+    are_finite = all(isinstance(value, int | float) and abs(value) < 1e300 for value in numbers)
+    return are_finite and "time_s" in row and row["time_s"] is not None
