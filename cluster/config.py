@@ -67,7 +67,7 @@ class LayoutConfig(Section):
         if not isinstance(given, dict):
             return given
         base = given.get("base", cls.model_fields["base"].default)
-        if base is None:
+        if not isinstance(base, str):  # null, or what is refused later
             return given
         merged = _merge(_read(base), {**given, "base": base})
         _check_roles(given.get("roles"), merged.get("roles"), str(base))

@@ -13,6 +13,7 @@ any other fsspec URI is staged in a temporary folder and uploaded.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -219,9 +220,23 @@ def read_manifest(text: bytes, where: str) -> dict[str, Any]:
             for inner, entry in entries
             if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in keys.items())
         ]
+    if "created" not in wrong and not _is_time(manifest["created"]):
+        wrong.append("created")
+    if "metrics" not in wrong:
+        wrong += [
+            f"metrics.{name}" for name, value in manifest["metrics"].items() if not isinstance(value, int | float)
+        ]
     if wrong:
         raise _unreadable(where, f"without, or with other values than are written there: {', '.join(wrong[:5])}")
     return dict(manifest)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _unreadable(where: str, why: str) -> CheckpointError:

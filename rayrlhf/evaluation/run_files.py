@@ -17,8 +17,9 @@ from typing import Any, Literal
 import fsspec
 
 from rayrlhf.checkpoint import MANIFEST, read_manifest, stage_hash
+from rayrlhf.data.rows import shortened
 from rayrlhf.errors import CheckpointError
-from rayrlhf.metrics import ROW_KEYS
+from rayrlhf.metrics import ROW_KEYS, is_row
 from rayrlhf.redaction import redacted, redacted_text
 
 Row = dict[str, Any]
@@ -247,7 +248,11 @@ def _rows(filesystem: Any, root: str) -> dict[str, list[Row]]:
     """Metrics by stage; of a step that a resumed stage did again, the later values."""
     by_step: dict[str, dict[int, Row]] = defaultdict(dict)
     for path in sorted(filesystem.glob(f"{root}/metrics*.jsonl")):
-        for row in jsonl(filesystem, path, {"stage": str, "step": int}):
+        for row in jsonl(filesystem, path):
+            if not is_row(row):
+                raise CheckpointError(
+                    f"{path} has a line that is no row of metrics, {shortened(row)}: take it out, or mend it"
+                )
             by_step[row["stage"]][row["step"]] = row
     return {stage: [rows[step] for step in sorted(rows)] for stage, rows in by_step.items()}
 

@@ -90,7 +90,7 @@ def check_known(folder: str, what: str) -> int:
         )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if str(config.get("model_type")) not in CONFIG_MAPPING_NAMES:
         from transformers import __version__
 
         raise ModelError(

@@ -7,6 +7,8 @@ from typing import Any
 
 import fsspec
 
+from rayrlhf.metrics import is_row
+
 _MARK = 256  # bytes before the position that must still be there
 _BLOCK = 16 * 2**20
 Row = dict[str, Any]
@@ -63,16 +65,7 @@ class Tail:
             row = json.loads(line)
         except (ValueError, RecursionError):  # such as a line that a kill cut, with the next one behind it
             row = None
-        if not _is_row(row):
+        if not is_row(row) or row.get("time_s") is None:
             self.num_unreadable += 1
             return None
         return dict(row)
-
-
-def _is_row(row: Any) -> bool:
-    """Whether `row` is as MetricsLog writes them: a stage, a step, a time, and numbers (null where not finite)."""
-    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
-        return False
-    numbers = [value for name, value in row.items() if name != "stage" and value is not None]
-    are_finite = all(isinstance(value, int | float) and abs(value) < 1e300 for value in numbers)
-    return are_finite and "time_s" in row and row["time_s"] is not None

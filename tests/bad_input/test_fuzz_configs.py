@@ -56,6 +56,9 @@ def test_fuzz_mutated_configurations(data: st.DataObject) -> None:
 
 
 @examples(80)
+@example("ppo", {"layout": {"base": ["cpu"]}})
+@example("ppo", {"layout": "cpu" * 200})
+@example("sft", {"train": {"engine": {"betas": [0.9]}}})
 @given(st.sampled_from(sorted(JOBS)), st.dictionaries(texts, anything, max_size=4))
 def test_fuzz_any_configuration(job: str, tree: dict[str, Any]) -> None:
     loads(job, tree)

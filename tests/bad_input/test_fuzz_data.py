@@ -140,6 +140,8 @@ ENCODINGS = ["utf-8", "latin-1", "gb18030", "cp1252", "ascii", "shift_jis"]
 
 
 @examples(150)
+@example(("mine.csv", b"text\na,b\n", "text"), "utf-8", False, 100, 10)
+@example(("mine.csv", b"\xff\n", "text"), "utf-8", False, 0, 10)
 @given(files(), st.sampled_from(ENCODINGS), st.booleans(), st.sampled_from([0, 3, 100]), st.sampled_from([10, 2**20]))
 def test_fuzz_raw_text(folder: Path, file: tuple, encoding: str, is_packed: bool, limit: int, longest: int) -> None:
     name, content, _ = file

@@ -61,10 +61,17 @@ def read_by_all(folder: Path) -> None:
 
 @examples(80)
 @given(data=st.data())
-def test_fuzz_stage_json(here: Workshop, data: st.DataObject) -> None:
+@example(data={"created": "026-11-23T01:20:22Z"})
+@example(data={"metrics": {"eval/loss": {}}})
+@example(data={"files": {"model/config.json": None}})
+def test_fuzz_stage_json(here: Workshop, data: st.DataObject | dict) -> None:
     path = here.folder / STEP / "stage.json"
     before = path.read_bytes()
     try:
+        if isinstance(data, dict):
+            path.write_text(json.dumps(json.loads(before) | data))
+            read_by_all(here.folder)
+            return
         changed = data.draw(mutated(json.loads(before)) | anything)
         path.write_bytes(data.draw(torn(before)) if data.draw(st.booleans()) else json.dumps(changed).encode())
         read_by_all(here.folder)
@@ -145,6 +152,7 @@ ROW = {"stage": "sft", "step": 1, "time_s": 1.0, "total_steps": 3, "eval/loss": 
 @example(data=b'[1]\n3\n{"a": 1}\n')
 @example(data=b'{"stage": "sft", "step": "x", "time_s": "y"}\n')
 @example(data=b'{"stage": "sft", "step": 1, "time_s": 1e400}\n')
+@example(data=b'{"stage": "sft", "step": 1, "time_s": 1, "total_steps": [3], "eval/loss": {}}\n')
 def test_fuzz_metrics(here: Workshop, data: st.DataObject | bytes) -> None:
     path = here.folder / "runs/done/metrics.jsonl"
     if isinstance(data, bytes):

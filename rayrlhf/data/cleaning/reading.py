@@ -129,7 +129,7 @@ def columns(path: str, format: str) -> list[str]:
         row: Any = next(plain_rows(sources.hub_file(path) if path.startswith(sources.HUB) else path, format), {})
     except (DataError, ValueError, csv.Error):
         return []
-    return sorted(row) if isinstance(row, dict) else []
+    return sorted(name for name in row if name is not None) if isinstance(row, dict) else []
 
 
 def ranges(files: Any) -> list[dict[str, Any]]:
