@@ -38,11 +38,13 @@ def api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, RequestValidationError):
         return _invalid(error)
-    if isinstance(error, HTTPException):  # no such route, no such method
+    if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     cause = getattr(error, "cause", error)  # Ray wraps what a replica raised
     if isinstance(cause, (UserError, ValidationError)):
         return ApiError(400, str(cause))
+    if hasattr(cause, "parameter") and type(cause).__module__ == "vllm.exceptions":  # vLLM's own look at a request
+        return ApiError(400, str(cause), param=cause.parameter)
     message = getattr(error, "message", None)
     status = getattr(error, "status_code", None)
     if isinstance(status, int) and isinstance(message, str):  # the engine's own answer
@@ -56,15 +58,20 @@ def _invalid(error: RequestValidationError) -> ApiError:
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", "invalid_json")
-    words = f"{place}: {first['msg']}" if place else f"the body: {first['msg']}"
-    return ApiError(400, words, param=place or None)
+    value = first.get("input")
+    got = f", got {str(value)[:80]!r}" if first["type"] != "missing" and isinstance(value, str | int | float) else ""
+    return ApiError(400, f"{place or 'the body'}: {first['msg']}{got}", param=place or None)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Let `app` answer what FastAPI itself refuses in OpenAI's form; whatever else is raised reaches `HttpGuard`."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return error_response(api_error(error))
+        found, asked = api_error(error), f"{request.method} {request.url.path}"
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):  # no such route, no such method
+            routes = "POST /v1/chat/completions, POST /v1/completions, POST /v1/score, GET /v1/models"
+            found = ApiError(error.status_code, f"{asked} is nothing that this server answers; there are {routes}")
+        return error_response(found)
 
     for kind in (RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

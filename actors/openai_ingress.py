@@ -6,6 +6,7 @@ HTTP --> HttpGuard (key, size) --> routes --> resolve the name --> limits --> th
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
@@ -217,6 +218,7 @@ def _refusals() -> Iterator[None]:
 
 def apply_limits(body: Any, limits: RequestLimits) -> None:
     """ApiError where a chat or completions request asks for too much; bounds what a completion has by default."""
+    _check_ranges(body)
     prompts = getattr(body, "prompt", None)
     is_batch = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
     _check_number((body.n or 1) * (len(prompts) if is_batch and prompts else 1), limits, "answers")
@@ -232,6 +234,28 @@ def apply_limits(body: Any, limits: RequestLimits) -> None:
     elif asked > cap:
         key = "max_tokens" if newer is None else "max_completion_tokens"
         raise ApiError(400, f"{key}={asked} exceeds the {cap} tokens that this server gives an answer", param=key)
+
+
+# key -> (least value, whether it may be that value itself, most value)
+_RANGES: dict[str, tuple[int, bool, float]] = {
+    "n": (1, True, math.inf),
+    "max_tokens": (1, True, math.inf),
+    "max_completion_tokens": (1, True, math.inf),
+    "temperature": (0, True, math.inf),
+    "top_p": (0, False, 1),
+}
+
+
+def _check_ranges(body: Any) -> None:
+    """ApiError for numbers that no request can mean, which the engine would refuse in words of its own, or not."""
+    if getattr(body, "messages", None) == []:
+        raise ApiError(400, "messages is empty: give one or more of {role, content}", param="messages")
+    for key, (least, is_allowed, most) in _RANGES.items():
+        value = getattr(body, key, None)
+        if value is None or (least < value <= most) or (is_allowed and value == least):
+            continue
+        bound = f"{'at least' if is_allowed else 'above'} {least}{'' if most == math.inf else f', at most {most:g}'}"
+        raise ApiError(400, f"{key}={value:g}: give a number {bound}", param=key)
 
 
 def _check_number(number: int, limits: RequestLimits, what: str) -> None:

@@ -174,8 +174,8 @@ def _check_answers(address: str) -> None:
         )
     if address in ("auto", "local"):
         return
-    parts = urlsplit(f"//{address}")
     try:
+        parts = urlsplit(f"//{address}")
         if parts.hostname is None or parts.port is None:
             raise ValueError("no HOST:PORT")
         socket.create_connection((parts.hostname, parts.port), timeout=3).close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from rayrlhf import config_yaml
 from rayrlhf.config import Section
 from rayrlhf.errors import ConfigError
 
@@ -65,9 +67,11 @@ class LayoutConfig(Section):
         if not isinstance(given, dict):
             return given
         base = given.get("base", cls.model_fields["base"].default)
-        if base is None:
+        if not isinstance(base, str):  # null, or what is refused later
             return given
-        return _merge(_read(base), {**given, "base": base})
+        merged = _merge(_read(base), {**given, "base": base})
+        _check_roles(given.get("roles"), merged.get("roles"), str(base))
+        return merged
 
     @model_validator(mode="after")
     def _roles_have_pools(self) -> LayoutConfig:
@@ -100,15 +104,30 @@ class LayoutConfig(Section):
 
 def _read(base: str) -> dict[str, Any]:
     path = LAYOUTS / f"{base}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = Path(base)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, of any text at all
         shipped = ", ".join(sorted(p.stem for p in LAYOUTS.glob("*.yaml")))
         raise ValueError(f"no layout {base!r}: neither a shipped one ({shipped}) nor a file")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = config_yaml.read(str(path))
+    except ConfigError as error:  # pydantic tells of ValueErrors
+        raise ValueError(f"layout file {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"layout file {path} must hold the keys pools and roles")
     return content
+
+
+def _check_roles(given: Any, merged: Any, base: str) -> None:
+    """ValueError for a role that the base has not and that has no pool, as one whose name is misspelt."""
+    for name in given if isinstance(given, dict) and isinstance(merged, dict) else ():
+        if isinstance(merged[name], dict) and "pool" not in merged[name]:
+            known = [str(other) for other in merged if other != name]
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}; a role of its own needs a pool"
+            )
+            raise ValueError(f"layout {base} has no role {name}; {hint}")
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

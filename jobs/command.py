@@ -28,6 +28,7 @@ from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
 from rayrlhf.errors import ConfigError, GaveUp, Interrupted, UserError
 from rayrlhf.redaction import redacted_text
+from rayrlhf.run import check_directory
 from rayrlhf.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -132,8 +133,10 @@ def parse(argv: Sequence[str]) -> Arguments:
         if argument.startswith("-"):
             if argument not in FLAGS:
                 near = difflib.get_close_matches(argument, FLAGS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FLAGS)}"
-                raise ConfigError(f"unknown option {argument}; {hint} Other settings are written key=value.")
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FLAGS)}."
+                plain = argument.lstrip("-")
+                written = plain if "=" in plain else "key=value"
+                raise ConfigError(f"unknown option {argument}; {hint} Settings are written without dashes: {written}")
             flags.add(argument)
         elif "=" in argument:
             overrides.append(argument)
@@ -187,6 +190,7 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
     is_dry = "--dry-run" in arguments.flags
     run = getattr(config, "run", None)  # serve writes no run
     if run is not None:
+        check_directory(run)
         check_trackers(run)
     job.check(config)
     if job.cluster:

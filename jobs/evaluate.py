@@ -124,7 +124,7 @@ def check(config: EvaluateConfig) -> None:
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
     from rayrlhf.score_function import load_function
-    from rayrlhf.training.job import check_data
+    from rayrlhf.training.job import check_data, check_enough
 
     check_run_root(config.run.root)
     folders = [check_generates(path) for path in (config.policy, config.baseline, config.base)]
@@ -140,7 +140,10 @@ def check(config: EvaluateConfig) -> None:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.max_prompt_tokens, config.sampling.max_new_tokens, min(contexts), "max_prompt_tokens")
     _check_same_architecture(folders[0], folders[1])
-    check_data(config.data, "prompts", tokenizer=partial(load_tokenizer, folders[0]))
+    tokenizer = load_tokenizer(folders[0])
+    rows = check_data(config.data, "prompts", tokenizer=lambda: tokenizer)[config.prompts]
+    enough = partial(check_enough, kind="prompts", data=config.data, tokenizer=tokenizer)
+    enough(config.prompts, rows, wanted=config.num_prompts, key="num_prompts")
     check_columns(config.reward_function, config.data)
     if config.words is not None:
         sources.check(config.words, kind="text")

@@ -32,6 +32,9 @@ class _KTO(PreferenceTuning):
     def form(self, config: Any) -> str:
         return "preference" if config.paired else "labelled"
 
+    def times(self, config: Any) -> int:
+        return 2 if config.paired else 1
+
     def options(self, config: Any) -> dict[str, Any]:
         from rayrlhf.data.mismatched import labelled, with_mismatched
         from rayrlhf.training.losses import KTOLoss

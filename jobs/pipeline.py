@@ -175,9 +175,15 @@ def check(config: PipelineConfig) -> None:
     model to come."""
     from actors.config import check_lengths
     from jobs.ppo_checks import check_batches
-    from rayrlhf.errors import ConfigError
+    from rayrlhf.errors import CheckpointError, ConfigError
+    from rayrlhf.evaluation.run_files import check_run
     from rayrlhf.score_function import load_function
 
+    if config.upstream is not None:
+        try:
+            check_run(config.upstream)
+        except CheckpointError as error:
+            raise ConfigError(f"upstream={config.upstream}: {error}") from None
     judge = config.reward_model
     if (
         judge is not None

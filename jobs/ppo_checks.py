@@ -20,7 +20,7 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
     from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.score_function import load_function
-    from rayrlhf.training.job import check_data
+    from rayrlhf.training.job import check_data, check_enough
 
     check_run_root(config.run.root)
     _check_roles(config)
@@ -44,7 +44,10 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
     check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")
     if config.prompts.validation is None:
         raise ConfigError("prompts.validation is not set: PPO evaluates on held-out prompts")
-    check_data(config.prompts, "prompts", "prompts", partial(load_tokenizer, folders["policy"]))
+    tokenizer = load_tokenizer(folders["policy"])
+    held_out, found = config.prompts.validation, check_data(config.prompts, "prompts", "prompts", lambda: tokenizer)
+    enough = partial(check_enough, kind="prompts", data=config.prompts, tokenizer=tokenizer)
+    enough(held_out, found[held_out], wanted=config.loop.evaluation_prompts, key="loop.evaluation_prompts")
     check_columns(config.reward_function, config.prompts)
     if config.policy.pretraining:
         data = config.policy.pretraining.data

@@ -41,16 +41,17 @@ def parents(config: PretrainConfig) -> dict[str, str]:
 
 def check(config: PretrainConfig) -> None:
     """Tokenizer (or model) and data are there and fit together; UserError otherwise."""
-    from rayrlhf.models.causal_lm import check_folder, check_tokenizer
+    from rayrlhf.models.causal_lm import check_tokenizer, check_writes, load_tokenizer
     from rayrlhf.training import job
 
     folder = _folder(config)
     if config.model.from_folder:
-        context = check_folder(folder)
+        context = check_writes(folder, f"model.from_folder={config.model.from_folder}")
     else:
         check_tokenizer(folder)
         context = config.model.context
-    job.check(ROWS, config.data, config.train, context)
+    tokenizer = load_tokenizer(folder)
+    job.check(ROWS, config.data, config.train, context, tokenizer=lambda: tokenizer)
 
 
 def plan(config: PretrainConfig) -> list[RolePlan]:

@@ -84,9 +84,9 @@ class _RewardModel(FineTuning):
     def check(self, config: Any) -> None:
         from rayrlhf.data import sources
 
-        super().check(config)
         if config.demonstrations:
             sources.check(config.demonstrations, config.data.format, "prompt_completion")
+        super().check(config)
 
     def options(self, config: Any) -> dict[str, Any]:
         def derive(ds: Dataset) -> Dataset:

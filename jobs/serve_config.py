@@ -186,13 +186,15 @@ def is_reward_model(folder: str) -> bool:
 def check_models(config: ServeConfig) -> None:
     """Every folder holds a model that can be served with its settings; A/B names are of language models."""
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.models.causal_lm import check_folder
+    from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
 
     scorers = []
     for served in config.served:
         folder = model_folder(served.model)
         context = check_folder(folder)
+        load_tokenizer(folder)
         if is_reward_model(folder):
+            check_scores(folder, f"models.{served.name}={served.model}")
             _check_scorer(config, served)
             scorers.append(served.name)
         elif served.max_model_len is not None and served.max_model_len > context:

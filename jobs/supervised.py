@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -74,6 +73,10 @@ class FineTuning:
         """Texts that a row has, or at least."""
         return self.texts_per_row
 
+    def times(self, config: Any) -> int:
+        """Examples that a row gives."""
+        return 1
+
     def parents(self, config: FineTuneConfig) -> dict[str, str]:
         """What this stage is made from."""
         from rayrlhf.training.job import data_parents
@@ -83,15 +86,23 @@ class FineTuning:
     def check(self, config: FineTuneConfig) -> None:
         """Model and data are there and fit together; UserError otherwise."""
         from rayrlhf.checkpoint import model_folder
-        from rayrlhf.models.causal_lm import check_folder
+        from rayrlhf.models.causal_lm import check_known, check_writes
         from rayrlhf.training import job
 
-        context = check_folder(model_folder(config.model))
+        may_score = self.kind == "reward_model"  # a reward model may be continued
+        context = (check_known if may_score else check_writes)(model_folder(config.model), f"model={config.model}")
         metrics, num_texts = self.validated(config), self.num_texts(config)
-        tokenizer = partial(self.tokenizer, config)
-        if config.chat_template:
-            tokenizer()
-        job.check(self.form(config), config.data, config.train, context, metrics, num_texts, tokenizer)
+        tokenizer = self.tokenizer(config)
+        job.check(
+            self.form(config),
+            config.data,
+            config.train,
+            context,
+            metrics,
+            num_texts,
+            lambda: tokenizer,
+            self.times(config),
+        )
         self.plan(config)  # finds the layers of an adapter
         if config.peft is not None and not config.peft.is_mergeable:
             self.check_virtual_tokens(config.peft, config.data.max_tokens, context)

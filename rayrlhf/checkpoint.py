@@ -13,6 +13,7 @@ any other fsspec URI is staged in a temporary folder and uploaded.
 
 from __future__ import annotations
 
+import datetime
 import errno
 import hashlib
 import json
@@ -36,6 +37,7 @@ from rayrlhf.redaction import redacted, redacted_text
 
 MANIFEST = "stage.json"
 _HASHED_BYTES = 256 * 2**20
+_STEP = re.compile(r"step_[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -210,26 +212,19 @@ def find_stage(path: str, kind: str | None = None) -> StageDir:
         root, pointer = (parent, last) if last in ("latest", "best") else (where, "latest")
         name = _pointer(filesystem, root, pointer)
         if name is None:
-            there = sorted(_names(filesystem, root))[:8] if filesystem.isdir(root) else "nothing"
-            raise CheckpointError(
-                f"{path} is not a finished stage: no {MANIFEST} and no `{pointer}` file there (found: {there}). "
-                "Run the stage that makes it, or give a runs/NAME/STAGE directory."
-            )
+            raise _no_stage(filesystem, root, pointer, path)
         where = f"{root}/{name}"
     if "file" not in _protocols(filesystem):
         where = _download(filesystem, where)
     try:
-        with open(f"{where}/{MANIFEST}", encoding="utf-8") as file:
-            manifest = json.load(file)
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        found_kind = manifest["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{where}/{MANIFEST} cannot be read ({error!r}): remove that step or name another"
-        ) from error
-    if kind is not None and found_kind != kind:
-        raise CheckpointError(f"{path} is a {found_kind!r} stage, but a {kind!r} stage is needed here")
-    for name, entry in files.items():
+        with open(f"{where}/{MANIFEST}", "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise CheckpointError(f"{where}/{MANIFEST} cannot be read: {error.strerror}") from error
+    manifest = read_manifest(text, f"{where}/{MANIFEST}")
+    if kind is not None and manifest["kind"] != kind:
+        raise CheckpointError(f"{path} is a {manifest['kind']!r} stage, but a {kind!r} stage is needed here")
+    for name, entry in manifest["files"].items():
         problem = _differs(os.path.join(where, name), entry)
         if problem:
             raise CheckpointError(
@@ -271,6 +266,75 @@ def set_aside(root: str, torn: Iterable[str], newest: str) -> None:
         filesystem.mv(f"{where}/{name}", f"{where}/torn_{name}", recursive=True)
 
 
+def _no_stage(filesystem: fsspec.AbstractFileSystem, root: str, pointer: str, path: str) -> CheckpointError:
+    there = sorted(_names(filesystem, root))[:8] if filesystem.isdir(root) else []
+    if pointer in there:
+        named = filesystem.cat_file(f"{root}/{pointer}")[:80].decode(errors="replace").strip()
+        steps = [name for name in there if name.startswith("step_")]
+        return CheckpointError(
+            f"{path} is not a finished stage: `{pointer}` there names {named!r}, which has no {MANIFEST}. Name a whole "
+            f"step ({', '.join(steps) or 'there is none'}), or run the stage again"
+        )
+    return CheckpointError(
+        f"{path} is not a finished stage: no {MANIFEST} and no `{pointer}` file there (found: "
+        f"{', '.join(there) or 'nothing'}). Run the stage that makes it, or give a runs/NAME/STAGE directory."
+    )
+
+
+# of `stage.json` what is read here and elsewhere, and its types
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "step": int,
+    "is_final": bool,
+    "created": str,
+    "seconds": (int, float),
+    "config": dict,
+    "parents": dict,
+    "metrics": dict,
+    "files": dict,
+}
+_ENTRIES: dict[str, dict[str, type]] = {"parents": {"path": str, "hash": str}, "files": {"size": int, "sha256": str}}
+
+
+def read_manifest(text: bytes, where: str) -> dict[str, Any]:
+    """The content of the `stage.json` at `where`.  Raises CheckpointError where it is torn, or not of this form."""
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(where, f"no JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise _unreadable(where, "no JSON object")
+    wrong = [name for name, kind in _TYPES.items() if not isinstance(manifest.get(name), kind)]
+    for name, keys in _ENTRIES.items():
+        entries: Any = manifest[name].items() if name not in wrong else ()
+        wrong += [
+            f"{name}.{inner}"
+            for inner, entry in entries
+            if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in keys.items())
+        ]
+    if "created" not in wrong and not _is_time(manifest["created"]):
+        wrong.append("created")
+    if "metrics" not in wrong:
+        wrong += [
+            f"metrics.{name}" for name, value in manifest["metrics"].items() if not isinstance(value, int | float)
+        ]
+    if wrong:
+        raise _unreadable(where, f"without, or with other values than are written there: {', '.join(wrong[:5])}")
+    return dict(manifest)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _unreadable(where: str, why: str) -> CheckpointError:
+    return CheckpointError(f"{where} cannot be read ({why}): remove that step or name another")
+
+
 def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:
     """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself.
 
@@ -298,6 +362,8 @@ def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:
             f"no model at {path}: there is no such directory. Give a stage directory (runs/NAME/STAGE) or a "
             "Hugging Face folder with config.json, weights and tokenizer."
         )
+    if "file" in _protocols(filesystem) and os.path.isdir(where):
+        _check_no_part(path, where)
     stage = find_stage(path)
     is_named_step = posixpath.basename(where) in ("best", posixpath.basename(stage.path))
     if not stage.manifest["is_final"] and not is_named_step:
@@ -315,6 +381,21 @@ def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:
     return stage.model_dir
 
 
+def _check_no_part(path: str, where: str) -> None:
+    """ModelError for a folder that is meant as a Hugging Face one and has no config.json."""
+    names = os.listdir(where)
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"{path} holds an adapter alone (adapter_config.json): merge it into its model (peft's merge_and_unload) "
+            "and give the folder of that"
+        )
+    found = [name for name in names if name.endswith((".safetensors", ".bin", ".gguf")) or name.startswith("tokenizer")]
+    if found and "config.json" not in names:
+        raise ModelError(
+            f"{path} has no config.json (found: {', '.join(sorted(names)[:8])}): copy the model again, whole"
+        )
+
+
 def virtual_tokens(path: str) -> str | None:
     """The folder of the tuned prompt or prefix that belongs to the model of stage `path`; None without one."""
     try:
@@ -325,7 +406,8 @@ def virtual_tokens(path: str) -> str | None:
 
 
 def _peft_kind(stage: StageDir) -> str | None:
-    return (stage.manifest["config"].get("peft") or {}).get("kind")
+    peft = stage.manifest["config"].get("peft")
+    return peft.get("kind") if isinstance(peft, dict) else None
 
 
 def stage_hash(path: str) -> str:
@@ -394,7 +476,7 @@ def _names(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
 
 def _steps(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
     """Names of the whole step directories under `root`, oldest first."""
-    return sorted((name for name in _names(filesystem, root) if name.startswith("step_")), key=_number)
+    return sorted((name for name in _names(filesystem, root) if _STEP.fullmatch(name)), key=_number)
 
 
 def _number(name: str) -> int:
@@ -404,9 +486,10 @@ def _number(name: str) -> int:
 def _pointer(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> str | None:
     try:
         target = filesystem.cat_file(f"{root}/{name}").decode().strip()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeDecodeError):
         return None
-    return target if filesystem.exists(f"{root}/{target}/{MANIFEST}") else None
+    is_step = _STEP.fullmatch(target) is not None  # what a torn file holds is no path
+    return target if is_step and filesystem.exists(f"{root}/{target}/{MANIFEST}") else None
 
 
 def _download(filesystem: fsspec.AbstractFileSystem, where: str) -> str:

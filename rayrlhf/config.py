@@ -24,7 +24,7 @@ from rayrlhf.errors import ConfigError
 class Section(BaseModel):
     """Base of every configuration model: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -76,9 +76,10 @@ def to_yaml(config: Section) -> str:
 def _read(path: str) -> Tree:
     if not os.path.isfile(path):
         what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
-        raise ConfigError(f"configuration file {path} {what}; give the path of a YAML file, or none")
-    with open(path, encoding="utf-8") as file:
-        tree = config_yaml.parse(file.read(), path)
+        raise ConfigError(
+            f"configuration file {path} {what}; give the path of a YAML file, or none (settings are written key=value)"
+        )
+    tree = config_yaml.read(path)
     if tree is None:  # nothing but comments
         return {}
     if not isinstance(tree, dict):

@@ -58,7 +58,8 @@ def _keys(cls: type[BaseModel], tree: dict[str, Any], loc: tuple[int | str, ...]
     node: Any = tree
     annotation, default = cls, None  # type: Any, Any
     for part in loc:
-        is_here = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        is_item = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        is_here = part in node if isinstance(node, dict) else is_item
         alternatives = [m for m in members(annotation) if m is not types.NoneType]
         if not is_here and len(alternatives) > 1 and part not in _fields(annotation, node, default):
             continue
@@ -76,11 +77,11 @@ def _fields(annotation: Any, node: Any, default: Any) -> list[str]:
 def _words(cls: type[BaseModel], tree: dict[str, Any], keys: list[str], item: Any) -> str:
     kind, value = item["type"], item.get("input")
     if kind == "missing":
-        return "required, but not set"
+        return f"required, but not set{_about(cls, tree, keys)}"
     if kind == "extra_forbidden":
         return _unknown(cls, tree, keys)
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, got {value!r}"
+        return f"expected {_EXPECTED[kind]}, got {value!r}{_remedy(kind, value)}"
     if kind in ("value_error", "assertion_error"):
         return str(item["msg"]).partition(", ")[2]
     if kind == "union_tag_not_found":
@@ -93,12 +94,37 @@ def _words(cls: type[BaseModel], tree: dict[str, Any], keys: list[str], item: An
     return f"{said.replace('Input should be', 'expected')}, got {value!r}"
 
 
+def _about(cls: type[BaseModel], tree: dict[str, Any], keys: list[str]) -> str:
+    """What a missing key is, in the words of its documentation."""
+    annotation, default, node = cls, None, tree  # type: Any, Any, Any
+    for key in keys[:-1]:
+        annotation, default = step(annotation, node, key, default)
+        node = _inside(node, key)
+    section = section_for(annotation, node, default)
+    field = section.model_fields.get(keys[-1]) if section is not None else None
+    return f": {field.description}" if field is not None and field.description else ""
+
+
+def _inside(node: Any, key: str) -> Any:
+    if isinstance(node, list):
+        return node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+    return node.get(key) if isinstance(node, dict) else None
+
+
+def _remedy(kind: str, value: Any) -> str:
+    if kind == "string_type" and isinstance(value, int | float):
+        return f": write it in quotes, '{value}'"
+    if kind in ("list_type", "tuple_type") and isinstance(value, str):
+        return f": write [{value}]"
+    return ""
+
+
 def _unknown(cls: type[BaseModel], tree: dict[str, Any], keys: list[str]) -> str:
     """`unknown key`, with the nearest known one: beside it, else anywhere by its last or its whole name."""
     annotation, default, node = cls, None, tree  # type: Any, Any, Any
     for key in keys[:-1]:
         annotation, default = step(annotation, node, key, default)
-        node = node[int(key)] if isinstance(node, list) else node[key]
+        node = _inside(node, key)
     beside = _fields(annotation, node, default)
     last = keys[-1]
     for near in difflib.get_close_matches(last, beside, n=1):

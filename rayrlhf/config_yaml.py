@@ -35,6 +35,8 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key.value, str):
+                raise ConfigError(f"the key on line {line} is a list or a mapping; keys are words")
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 first = seen[key.value]
                 raise ConfigError(f"key {key.value!r} stands twice, on lines {first} and {line}; keep one")
@@ -55,10 +57,43 @@ def parse(text: str, source: str) -> Any:
     """The value of `text`; `ConfigError` naming `source` when it is no YAML."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{source}{_place(error)}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number, such as one of 5,000 digits
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def read(path: str) -> Any:
+    """The value of the file at `path`; `ConfigError` when it is no text in UTF-8, or no YAML."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return parse(file.read(), path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}"
+        raise ConfigError(
+            f"{path} is not UTF-8 ({found}): save it as UTF-8, or give the YAML file that was meant"
+        ) from error
+
+
+def _place(error: yaml.MarkedYAMLError) -> str:
+    """Where in the text, what is wrong there, and how such a thing comes about."""
+    mark, said = error.problem_mark, error.problem or ""
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    hints = {
+        "'\\t'": "indent with spaces",
+        "mapping values are not allowed": "keys of one section begin in the same column, and text with ': ' has quotes",
+        "expected <block end>": "keys of one section begin in the same column",
+        "could not determine a constructor": "text that begins with ! has quotes",
+        "document": "a configuration is one document, without ---",
+    }
+    hint = next((hint for words, hint in hints.items() if words in said), "")
+    return f"{where}: not valid YAML: {said}{': ' if hint else ''}{hint}"
 
 
 def dump(value: Any, flow: bool = False) -> str:

@@ -254,8 +254,11 @@ def main(argv: Sequence[str]) -> int:
     from rich.text import Text
 
     if argv:
-        print("usage: rayrlhf doctor", file=sys.stdout if argv[0] in ("--help", "-h") else sys.stderr)
-        return 0 if argv[0] in ("--help", "-h") else 2
+        if argv[0] in ("--help", "-h"):
+            print("usage: rayrlhf doctor")
+            return 0
+        print(f"error: doctor takes no arguments, got {' '.join(argv)}: rayrlhf doctor", file=sys.stderr)
+        return 2
     facts = gather()
     findings = [check(facts) for check in CHECKS]
     table = Table(Column(no_wrap=True), "found", "what to do", box=None, pad_edge=False)

@@ -65,11 +65,13 @@ def check(root: str, config: Any, parents: dict[str, str]) -> Standing:
     """What a stage that is about to be made finds at `root`.
 
     Raises CheckpointError, with the differences, for a stage of other inputs unless
-    `config.run.when_changed` is replace.
+    `config.run.when_changed` is replace, and also then for one that is made from itself.
     """
     found = standing(root, config, parents)
     if found.state == "changed" and config.run.when_changed == "refuse":
         raise _refusal(root, found)
+    if found.state == "changed":
+        _check_outside(root, parents)
     return found
 
 
@@ -87,15 +89,24 @@ def claim(root: str, config: Any, parents: dict[str, str]) -> Standing:
             set_aside(root, found.torn, found.stage.path)
         return found
     filesystem, where = fsspec.core.url_to_fs(root)
+    filesystem.rm_file(f"{where}/latest")  # first: what a kill leaves of the rest then counts as absent
+    filesystem.rm(where, recursive=True)
+    return Standing("absent", None)
+
+
+def _check_outside(root: str, parents: dict[str, str]) -> None:
+    """CheckpointError where a stage that is to be replaced would be made from itself."""
+    where = fsspec.core.url_to_fs(root)[1]
     for role, path in parents.items():
-        if not path.startswith("hf://") and fsspec.core.url_to_fs(path)[1].startswith(where.rstrip("/") + "/"):
+        if not path.startswith("hf://") and _is_inside(fsspec.core.url_to_fs(path)[1], where):
             raise CheckpointError(
                 f"{role}={path} lies inside {root}, which run.when_changed=replace would delete first: "
                 "give this run another run.name"
             )
-    filesystem.rm_file(f"{where}/latest")  # first: what a kill leaves of the rest then counts as absent
-    filesystem.rm(where, recursive=True)
-    return Standing("absent", None)
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _refusal(root: str, found: Standing) -> CheckpointError:

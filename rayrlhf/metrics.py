@@ -20,6 +20,7 @@ from rayrlhf.redaction import redacted
 from rayrlhf.trackers.base import StageOfRun
 from rayrlhf.trackers.choice import open_trackers
 
+_MOST = 1e300  # of a number that a line may hold: sums of a few must be finite too
 ROW_KEYS = ("stage", "step", "time_s", "total_steps")  # of a row of metrics.jsonl; the rest are metrics
 
 
@@ -127,6 +128,14 @@ def console_line(stage: str, step: int, total: int, metrics: dict[str, float], k
     """One line a step: `keys` maps a metric's name to its short label; absent metrics are left out."""
     parts = [f"{label} {short(metrics[name])}" for name, label in keys.items() if name in metrics]
     return f"{stage} {step:>{len(str(total))}}/{total}  " + "  ".join(parts)
+
+
+def is_row(row: Any) -> bool:
+    """Whether `row` is as MetricsLog writes them: a stage, a step, and numbers (null where not finite)."""
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
+        return False
+    numbers = [value for name, value in row.items() if name != "stage" and value is not None]
+    return all(isinstance(value, int | float) and abs(value) < _MOST for value in numbers)
 
 
 def _plain(value: float) -> float | None:

@@ -19,6 +19,7 @@ ALL: tuple[str, ...] = ("*",)  # the columns of a function with **keywords
 def columns_of(name: str, key: str = "reward_function") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(columns of the prompts' rows that the function asks for, those of them that it cannot do without): its
     parameters after prompts and responses; ALL and none for `**keywords`.  Raises ConfigError as `load_function`."""
+    _check_callable(name, key)
     return parameters_of(find_function(name, key))
 
 
@@ -41,6 +42,7 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
     is not finite.  ConfigError here when the module cannot be imported or has no such function.
     """
     function = find_function(name, key)
+    _check_callable(name, key)
 
     def checked(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         scores = [float(score) for score in function(prompts, responses, **columns)]
@@ -79,7 +81,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key}={name!r} is not of the form module:function, such as rayrlhf.data.demo:gold")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise ConfigError(
             f"{key}={name!r}: cannot import {module_name} ({type(error).__name__}: {error}). Install or mend it, or "
             "put its folder on PYTHONPATH."
@@ -88,6 +90,17 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{key}={name!r}: {module_name} has no function {function_name}")
     return function
+
+
+def _check_callable(name: str, key: str) -> None:
+    """ConfigError where the function cannot be called with prompts and responses."""
+    try:
+        inspect.signature(find_function(name, key)).bind_partial([], [])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}={name!r} cannot be called with prompts and responses ({error}): write def "
+            f"{name.partition(':')[2]}(prompts, responses) -> a score for each response"
+        ) from error
 
 
 def source_file(name: str) -> str:

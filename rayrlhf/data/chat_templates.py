@@ -41,8 +41,11 @@ def template_text(name: str) -> str:
         raise ConfigError(
             f"chat_template={name} is neither a file nor one of {', '.join(SHIPPED)}; null keeps the tokenizer's own"
         )
-    with open(name, encoding="utf-8") as file:
-        text = file.read()
+    try:
+        with open(name, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template={name} cannot be read: {error}; save it as UTF-8") from error
     _check_syntax(name, text)
     return text
 

@@ -74,6 +74,7 @@ class MixingConfig(Section):
     temperature: float = Field(
         default=1.0,
         gt=0,
+        allow_inf_nan=True,
         description="without weights: shares go as size^(1/temperature); 1: by size, .inf: all alike",
     )
     rows: int | None = Field(

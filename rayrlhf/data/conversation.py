@@ -37,6 +37,11 @@ def encode_conversation(
             "such as chat_template=roles, or put a chat_template.jinja into the model's folder"
         )
     turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n >= num_given]
+    if turns and turns[-1 if only_last else 0] == 0:
+        raise DataError(
+            f"a conversation begins with the assistant, so nothing asks for that answer: {shortened(messages)}. Put "
+            "the user's turn before it in front"
+        )
     ids: list[int] = []
     mask: list[bool] = []
     done = ""
@@ -69,11 +74,15 @@ def end_of_turn(tokenizer: Any) -> str:
     """The text that the chat template puts after an answer, such as <|im_end|>; "" for none, or no template."""
     if not tokenizer.chat_template:
         return ""
-    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
-        return _answer(tokenizer, probe, rendered(tokenizer, probe[:1], is_prompt=True))[1].strip()
+        return _probed(tokenizer)
     except DataError:  # the template is made for other conversations; a row's own error will say more
         return ""
+
+
+def _probed(tokenizer: Any) -> str:
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    return _answer(tokenizer, probe, rendered(tokenizer, probe[:1], is_prompt=True))[1].strip()
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
@@ -123,7 +132,10 @@ def _difference(expected: str, found: str) -> str:
 def check_end(tokenizer: Any, name: str) -> None:
     """ConfigError unless the template that the key chat_template=`name` gave the tokenizer ends answers with one
     token, at which sampling can stop."""
-    end = end_of_turn(tokenizer)
+    try:
+        end = _probed(tokenizer)
+    except DataError as error:
+        raise ConfigError(f"chat_template={name} fails for a question and its answer: {error}") from None
     ids = token_ids(tokenizer, end)
     if not end:
         raise ConfigError(

@@ -41,6 +41,8 @@ def message(turn: Any, name: str) -> Message:
     if not is_turn(turn):
         raise ValueError(f"{name} holds {shortened(turn)}, which is no message: expected role/content or from/value")
     role, content = (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
+    if not isinstance(role, str):
+        raise ValueError(f"{name} has a turn whose role is {shortened(role)} ({type(role).__name__}), not a string")
     if role in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
         raise ValueError(
             f"{name} has a turn of a tool ({shortened(turn)}): tool calls are not supported; write them out as text of "
@@ -51,7 +53,8 @@ def message(turn: Any, name: str) -> Message:
             f"{name} has the role {shortened(role)}; there are {', '.join(ROLES)}. The turn: {shortened(turn)}"
         )
     if isinstance(content, list) and all(
-        _has(part, ("text",)) and part.get("type", "text") == "text" for part in content
+        _has(part, ("text",)) and isinstance(part["text"], str) and part.get("type", "text") == "text"
+        for part in content
     ):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):

@@ -100,7 +100,9 @@ def check(
         raise DataError(f"{path} is empty: {len(files.paths)} {files.format} file(s) without a single row")
     reading = recognise(sample, kind, layout, columns, with_extras)
     wrong = {where: reading.wrong(row) for where, row in sample}
-    bad = [f"{where}: {why}{others(kind) if reading.layout == OWN else ''}" for where, why in wrong.items() if why]
+    unread = {where for where, row in sample if isinstance(row, ValueError)}  # other columns would not help those
+    hints = {where: others(kind) if reading.layout == OWN and where not in unread else "" for where in wrong}
+    bad = [f"{where}: {why}{hints[where]}" for where, why in wrong.items() if why]
     check_bad(bad, max_bad_rows if len(bad) < len(sample) else 0)
     return [reading(row) for where, row in sample if not wrong[where]]
 
@@ -230,7 +232,7 @@ def parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
             for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
                 yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist(), start))
                 start += batch.num_rows
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: of a part that cannot be decoded
         raise DataError(f"{name} is not a Parquet file: {error}") from error
 
 

@@ -119,6 +119,15 @@ def _encoded(row: Row, kind: str, tokenizer: Any, max_tokens: int, too_long: str
     return fate, found
 
 
+def fates(rows: list[Row], kind: str, tokenizer: Any, max_tokens: int, too_long: str, turns: str) -> Counter[str]:
+    """What would become of some rows of `kind`: KEPT (also where they are cut), or one of DROPPED."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        fate, _ = _encoded(row, kind, tokenizer, max_tokens, too_long, turns)
+        found[KEPT if fate == CUT else fate] += 1
+    return found
+
+
 def _is_empty(row: Row, kind: str) -> bool:
     """Whether a row has nothing to learn to write."""
     if kind == "preference" or kind == "preference_margin":

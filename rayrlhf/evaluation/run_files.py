@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import fsspec
 
-from rayrlhf.checkpoint import MANIFEST, stage_hash
+from rayrlhf.checkpoint import MANIFEST, read_manifest, stage_hash
+from rayrlhf.data.rows import shortened
 from rayrlhf.errors import CheckpointError
-from rayrlhf.metrics import ROW_KEYS
+from rayrlhf.metrics import ROW_KEYS, is_row
 from rayrlhf.redaction import redacted, redacted_text
 
 Row = dict[str, Any]
@@ -107,13 +108,16 @@ def read_run(run_dir: str) -> Run:
     for folder in sorted(entry.rstrip("/") for entry in entries):
         if not filesystem.isfile(f"{folder}/latest"):
             continue
-        name, newest = folder.rsplit("/", 1)[-1], filesystem.cat_file(f"{folder}/latest").decode().strip()
+        name, newest = (
+            folder.rsplit("/", 1)[-1],
+            filesystem.cat_file(f"{folder}/latest").decode(errors="replace").strip(),
+        )
         for path in filesystem.glob(f"{folder}/step_*/{MANIFEST}"):
             text = filesystem.cat_file(path)
             found = hashlib.sha256(text).hexdigest()[:16]
             steps[found] = name
             if path.rsplit("/", 2)[-2] == newest:
-                stages.append(Stage(name, f"{run_dir}/{name}/{newest}", found, json.loads(text)))
+                stages.append(Stage(name, f"{run_dir}/{name}/{newest}", found, read_manifest(text, path)))
     stages = _in_order([replace(stage, parents=_parents(stage, run_dir, steps)) for stage in stages])
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     samples = jsonl(filesystem, f"{_local(evaluated[-1])}/state/samples.jsonl") if evaluated else []
@@ -144,15 +148,26 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def jsonl(filesystem: Any, path: str) -> list[Row]:
+def jsonl(filesystem: Any, path: str, keys: dict[str, type] | None = None) -> list[Row]:
     """The objects of a file's lines; none where there is no file.
 
-    The last line may be half written, by a run that is going on or was killed.
+    The last line may be half written, by a run that is going on or was killed.  Raises CheckpointError for another
+    that is no object, or has not `keys`.
     """
     if not filesystem.isfile(path):
         return []
-    text = filesystem.cat_file(path).decode()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+    lines = filesystem.cat_file(path).split(b"\n")[:-1]
+    return [_object(line, f"{path}, line {number}", keys or {}) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _object(line: bytes, where: str, keys: dict[str, type]) -> Row:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in keys.items()):
+            raise ValueError(f"no object{' with ' if keys else ''}{', '.join(keys)}")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} cannot be read ({error}): remove that line") from error
+    return row
 
 
 def write_text(run_dir: str, name: str, text: str) -> str:
@@ -234,6 +249,10 @@ def _rows(filesystem: Any, root: str) -> dict[str, list[Row]]:
     by_step: dict[str, dict[int, Row]] = defaultdict(dict)
     for path in sorted(filesystem.glob(f"{root}/metrics*.jsonl")):
         for row in jsonl(filesystem, path):
+            if not is_row(row):
+                raise CheckpointError(
+                    f"{path} has a line that is no row of metrics, {shortened(row)}: take it out, or mend it"
+                )
             by_step[row["stage"]][row["step"]] = row
     return {stage: [rows[step] for step in sorted(rows)] for stage, rows in by_step.items()}
 
@@ -243,8 +262,8 @@ def _before_after(filesystem: Any, root: str) -> list[Row]:
     files = sorted(filesystem.glob(f"{root}/ppo/samples/step_*.jsonl"))
     if len(files) < 2:
         return []
-    after = {row["prompt"]: row for row in jsonl(filesystem, files[-1])}
-    before = [row for row in jsonl(filesystem, files[0]) if row["prompt"] in after]
+    after = {row["prompt"]: row for row in jsonl(filesystem, files[-1], {"prompt": str})}
+    before = [row for row in jsonl(filesystem, files[0], {"prompt": str}) if row["prompt"] in after]
     return [{"prompt": row["prompt"], "before": row, "after": after[row["prompt"]]} for row in before]
 
 
@@ -253,7 +272,7 @@ def _card(filesystem: Any, stage: Stage) -> Row | None:
     path = f"{_local(stage)}/state/data_card.json"
     if not filesystem.isfile(path):
         return None
-    card = json.loads(filesystem.cat_file(path))
+    card = _object(filesystem.cat_file(path), path, {})
     return card | {name: redacted(card[name]) for name in ("source", "files", "licence", "bad_rows") if name in card}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrlhf.errors import ModelError
+from rayrlhf.models.headers import tensor_shapes
 from rayrlhf.models.pretrained import model_of, tokenizer_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rayrlhf.models.config import ModelConfig
 
 _PAD = "<|pad|>"
+# how the classes end that AutoModelForCausalLM and AutoModelForSequenceClassification load
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "ForSequenceClassification")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -41,7 +44,8 @@ def check_tokenizer(folder: str) -> None:
 def check_folder(folder: str) -> int:
     """Check that `folder` has a tokenizer, config.json and weights, without importing torch models.
 
-    Returns the model's context in tokens.  Raises ModelError with what is missing.
+    Returns the model's context in tokens.  Raises ModelError with what is missing, and for weights that are not whole
+    or of another vocabulary than config.json says.
     """
     check_tokenizer(folder)
     path = os.path.join(folder, "config.json")
@@ -64,17 +68,55 @@ def check_folder(folder: str) -> int:
             f"{path} states neither max_position_embeddings nor n_positions, so the longest sequence is unknown: "
             "add max_position_embeddings to it"
         )
-    return int(context)
+    if not isinstance(context, int):
+        raise ModelError(f"{path} has the context {context!r}, which is no number of tokens: copy the model again")
+    if any(name.endswith(".safetensors") for name in names):
+        _check_vocabulary(folder, config)
+    return context
+
+
+def _check_vocabulary(folder: str, config: dict[str, Any]) -> None:
+    said = config.get("vocab_size"), config.get("hidden_size") or config.get("n_embd")
+    own_width = "word_embed_proj_dim" in config or "embedding_size" in config  # narrower embeddings than states
+    for name, shape in tensor_shapes(folder).items():
+        if not name.endswith(("embed_tokens.weight", "wte.weight")) or None in said or len(shape) != 2:
+            continue
+        if shape[0] != said[0] or (shape[1] != said[1] and not own_width):
+            raise ModelError(
+                f"{folder} has weights of another model than its config.json: {name} is {shape[0]} x {shape[1]}, "
+                f"config.json has vocab_size={said[0]} and a width of {said[1]}. Copy the model again"
+            )
+
+
+def check_known(folder: str, what: str) -> int:
+    """`check_folder`, and ModelError when the model of `what` (a key and its value) cannot be loaded."""
+    context, config, name = check_folder(folder), _config(folder), architecture(folder)
+    if config.get("is_encoder_decoder") or (name and not any(end in name for end in _LANGUAGE_MODELS)):
+        raise ModelError(
+            f"{what} holds a {name or 'model with an encoder'}, which is no causal language model: give one whose "
+            "class is ...ForCausalLM"
+        )
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if str(config.get("model_type")) not in CONFIG_MAPPING_NAMES:
+        from transformers import __version__
+
+        raise ModelError(
+            f"{what} is of model_type {config.get('model_type')!r} ({name}), which transformers {__version__} does not "
+            "know: give a model of another architecture, or save it with this version"
+        )
+    return context
 
 
 def architecture(folder: str) -> str:
     """The class of a Hugging Face folder's model, such as LlamaForCausalLM; "" where it says none."""
-    return str((_config(folder).get("architectures") or [""])[0])
+    found = _config(folder).get("architectures") or [""]
+    return str(found[0] if isinstance(found, list) else found)
 
 
 def check_writes(folder: str, what: str) -> int:
-    """`check_folder`, and ModelError when the model of `what` (a key and its value) is a reward model."""
-    context = check_folder(folder)
+    """`check_known`, and ModelError when the model of `what` (a key and its value) is a reward model."""
+    context = check_known(folder, what)
     if "SequenceClassification" in architecture(folder):
         raise ModelError(
             f"{what} holds a reward model ({architecture(folder)}), which scores texts and writes none: "
@@ -84,10 +126,16 @@ def check_writes(folder: str, what: str) -> int:
 
 
 def check_scores(folder: str, what: str) -> int:
-    """`check_folder`, and ModelError when the model of `what` is no reward model: its head would be random."""
-    context = check_folder(folder)
+    """`check_known`, and ModelError when the model of `what` is no reward model: its head would be random."""
+    context = check_known(folder, what)
     if "SequenceClassification" not in architecture(folder):
         raise ModelError(f"{what} holds a {architecture(folder)}, which gives no scores: give a reward model's stage")
+    for name, shape in tensor_shapes(folder).items():
+        if name.endswith("score.weight") and shape[0] != 1:
+            raise ModelError(
+                f"{what} gives {shape[0]} numbers for a text ({name}), and a score is one: give a model with "
+                "num_labels=1"
+            )
     return context
 
 
@@ -96,22 +144,42 @@ def _config(folder: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             return dict(json.load(file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}): copy the model again") from error
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer of `folder`, with a pad token (the end token where it has none of its own).
 
-    Raises ModelError when there is no tokenizer or no end token.
+    Raises ModelError when there is none, when it is broken, has no end token, or more tokens than the model beside it.
     """
     check_tokenizer(folder)
-    tokenizer = tokenizer_of(folder)
+    try:
+        tokenizer = tokenizer_of(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # each kind of tokenizer raises what it likes, Rust's a plain Exception
+        told = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(f"the tokenizer of {folder} cannot be read ({told}): copy its files again") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no eos token, so no response could ever end: set eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_embedded(folder, tokenizer)
     return tokenizer
+
+
+def _check_embedded(folder: str, tokenizer: Any) -> None:
+    """ModelError for more tokens than the model has embeddings of.  A reward model's padding (`with_pad_apart`) has
+    none, and needs none."""
+    if not os.path.isfile(os.path.join(folder, "config.json")) or "SequenceClassification" in architecture(folder):
+        return
+    size = _config(folder).get("vocab_size")
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens, and the model beside it embeddings of {size}: "
+            "give the model its own tokenizer, or enlarge it with resize_token_embeddings"
+        )
 
 
 def with_pad_apart(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -139,8 +207,13 @@ def load_causal_lm(folder: str, dtype: str = "float32") -> PreTrainedModel:
     """The causal LM of `folder`, weights in `dtype`, dropout off."""
     from transformers import AutoModelForCausalLM
 
-    check_folder(folder)
-    model = model_of(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
+    check_known(folder, folder)
+    try:
+        model = model_of(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype))
+    except ModelError:
+        raise
+    except Exception as error:  # each architecture raises what it likes where weights and config.json disagree
+        raise ModelError(f"the model of {folder} cannot be loaded: {error}") from error
     return without_dropout(model)
 
 

@@ -25,7 +25,11 @@ def tensor_shapes(folder: str) -> dict[str, tuple[int, ...]]:
             try:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 header = json.loads(stream.read(length) if length <= size else b"")
-            except (struct.error, ValueError) as error:
+                tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+                shapes |= {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+                end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 raise ModelError(f"{file} is no whole safetensors file ({size} bytes): copy the model again") from error
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        if size != end:
+            raise ModelError(f"{file} has {size} bytes, and its header says {end}: copy the model again")
     return shapes

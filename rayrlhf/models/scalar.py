@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayrlhf.errors import ModelError
-from rayrlhf.models.causal_lm import check_folder, load_tokenizer, with_pad_apart, without_dropout
+from rayrlhf.models.causal_lm import check_known, load_tokenizer, with_pad_apart, without_dropout
 from rayrlhf.models.forward import last_hidden
 from rayrlhf.models.pretrained import model_of
 
@@ -35,7 +35,7 @@ def load_scalar(folder: str) -> PreTrainedModel:
     """
     from transformers import AutoModelForSequenceClassification
 
-    check_folder(folder)
+    check_known(folder, folder)
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         architectures = json.load(file).get("architectures") or [""]
     has_head = architectures[0].endswith("ForSequenceClassification")

@@ -48,8 +48,9 @@ def check_columns(function: str | None, data: DataConfig) -> None:
         found = {name for row in rows for name in json.loads(row[EXTRAS])}
         missing = [name for name in needed if name not in found]
         if rows and missing:
+            others = ", ".join(sorted(found)) or "no others"
             raise ConfigError(
                 f"reward_function={function} needs {' and '.join(missing)} beside prompts and responses, and no row "
-                f"of {source.path} has such a column; there are {sorted(found)}. Name one with "
+                f"of {source.path} has such a column; there are {others}. Name one with "
                 f"prompts.columns.{missing[0]}=..., or give the parameter a default"
             )

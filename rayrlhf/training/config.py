@@ -1,10 +1,12 @@
 """How a model is trained: the optimizer with its precision and partitioning, and the supervised loop."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
+
+Factor = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GuardConfig(Section):
@@ -33,7 +35,7 @@ class EngineConfig(Section):
 
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd without momentum")
     lr: float = Field(default=1e-3, gt=0, description="learning rate after warm-up")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's averaging factors")
+    betas: tuple[Factor, Factor] = Field(default=(0.9, 0.95), description="AdamW's averaging factors")
     eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(
         default=0.0, ge=0, description="decay of matrices and embeddings; biases and norms are never decayed"
@@ -139,5 +141,10 @@ class TrainConfig(Section):
             raise ValueError(
                 f"minibatch={self.minibatch} leaves some of the {self.num_workers} workers without a row: "
                 "raise minibatch or lower num_workers"
+            )
+        if self.max_steps is not None and self.engine.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"engine.warmup_steps={self.engine.warmup_steps} leaves none of max_steps={self.max_steps} at "
+                f"engine.lr={self.engine.lr:g}: lower one or raise the other"
             )
         return self

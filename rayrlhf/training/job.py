@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rayrlhf.data.config import DataConfig
-from rayrlhf.errors import ConfigError
+from rayrlhf.data.rows import Row
+from rayrlhf.data.tally import DROPPED, KEPT, TOO_LONG
+from rayrlhf.errors import ConfigError, DataError
 from rayrlhf.training.config import TrainConfig
 
 LOSS_ONLY = ("eval/loss",)
@@ -23,9 +26,11 @@ def check(
     metrics: tuple[str, ...] = LOSS_ONLY,
     texts_per_row: int = 1,
     tokenizer: Callable[[], Any] | None = None,
+    times: int = 1,
 ) -> None:
     """Data are there and of `kind`; lengths fit `context` and a microbatch, of which a row takes the room of
-    `texts_per_row`; early stopping looks at one of `metrics`; `tokenizer()` as in `check_data`.  Raises UserError."""
+    `texts_per_row`; early stopping looks at one of `metrics`; `tokenizer()` as in `check_data`; there are enough rows,
+    each of which is learnt from `times` in a pass.  Raises UserError."""
     if data.max_tokens > context:
         raise ConfigError(
             f"data.max_tokens={data.max_tokens} is longer than the model's context of {context} tokens: "
@@ -49,12 +54,21 @@ def check(
         raise ConfigError(
             "train.packing=true has no effect with data.packing, whose rows have no padding anyway: leave it out"
         )
-    check_data(data, kind, tokenizer=tokenizer)
+    found = check_data(data, kind, tokenizer=tokenizer)
+    if tokenizer is None:
+        return
+    enough = partial(check_enough, kind=kind, data=data, tokenizer=tokenizer())
+    if isinstance(data.train, str) and data.packing is None and data.pretraining is None:
+        enough(data.train, found[data.train], wanted=train.minibatch, key="train.minibatch", times=times * train.epochs)
+    if data.validation is not None and data.packing is None:
+        enough(data.validation, found[data.validation], wanted=1, key="")
 
 
-def check_data(data: DataConfig, kind: str, prefix: str = "data", tokenizer: Callable[[], Any] | None = None) -> None:
-    """Every source is there and its first rows are of `kind`, and what is said of the rows has an effect; those with
-    messages also go through the chat template of `tokenizer()`.  Raises UserError."""
+def check_data(
+    data: DataConfig, kind: str, prefix: str = "data", tokenizer: Callable[[], Any] | None = None
+) -> dict[str, list[Row]]:
+    """Every source is there and its first rows, which are returned by path, are of `kind`; what is said of the rows has
+    an effect; those with messages also go through the chat template of `tokenizer()`.  Raises UserError."""
     from rayrlhf.data import sources
     from rayrlhf.data.tokenize import encode_row
 
@@ -94,6 +108,31 @@ def check_data(data: DataConfig, kind: str, prefix: str = "data", tokenizer: Cal
         made = tokenizer()
         for row in (row for rows in chats.values() for row in rows[:CHECKED_CHATS]):
             encode_row(row, kind, made, data.turns)
+    return found
+
+
+def check_enough(
+    path: str, rows: list[Row], *, kind: str, data: DataConfig, tokenizer: Any, wanted: int, key: str, times: int = 1
+) -> None:
+    """DataError where `path` has no more than these first `rows`, and they, each `times`, are fewer than `wanted`
+    (which `key` asks for) without those that are too long, have no answer or are pairs of equal texts."""
+    from rayrlhf.data.sources import SAMPLE_ROWS
+    from rayrlhf.data.tokenize import fates
+
+    if not rows or len(rows) + data.max_bad_rows >= SAMPLE_ROWS:
+        return  # of a hub, or there may be more: they are counted when they are read
+    counts = fates(rows, kind, tokenizer, data.max_tokens, data.too_long, data.turns)
+    count = counts[KEPT] * times
+    if count >= wanted:
+        return
+    lost = "".join(f", {counts[fate]} {why}" for fate, why in DROPPED.items() if counts[fate])
+    limit = f" (data.max_tokens={data.max_tokens})" if counts[TOO_LONG] else ""
+    passes = f" in {times} passes" if times > 1 else ""
+    too_few = f"fewer than {key}={wanted}. Lower {key}" if key else "and one is needed"
+    raise DataError(
+        f"{path} has {len(rows)} rows{lost}{limit}: that makes {count}{passes}, {too_few}"
+        f"{', mend the rows' if lost else ''}{', raise data.max_tokens' if limit else ''} or give more rows"
+    )
 
 
 def data_parents(data: DataConfig, role: str = "data", held_out: str = "validation") -> dict[str, str]:

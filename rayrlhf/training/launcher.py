@@ -96,8 +96,9 @@ def fit(
         read = " + ".join(source.path for source in data.sources)
         raise DataError(
             f"{read} gives {count} rows in {train.epochs} epoch(s) (rows over data.max_tokens="
-            f"{data.max_tokens} are dropped), fewer than train.minibatch={train.minibatch}: "
-            "lower train.minibatch, raise train.epochs or data.max_tokens, or give more rows"
+            f"{data.max_tokens}, without an answer or of equal texts are dropped), fewer than "
+            f"train.minibatch={train.minibatch}: lower train.minibatch, raise train.epochs or data.max_tokens, or give "
+            "more rows"
         )
     stage = Stage(
         name=name,

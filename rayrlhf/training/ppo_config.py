@@ -88,7 +88,9 @@ class PolicyUpdateConfig(UpdateConfig):
     """
 
     clip_low: float = Field(default=0.2, ge=0, le=1, description="the ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(default=0.2, ge=0, description="the ratio is clipped above 1 + clip_high; .inf: never")
+    clip_high: float = Field(
+        default=0.2, ge=0, allow_inf_nan=True, description="the ratio is clipped above 1 + clip_high; .inf: never"
+    )
     dual_clip: float | None = Field(
         default=None, gt=1, description="bound on the ratio of tokens with a negative advantage; null: none"
     )
@@ -135,5 +137,7 @@ class PolicyUpdateConfig(UpdateConfig):
 class CriticUpdateConfig(UpdateConfig):
     """The critic's update: squared error to the returns, clipped around the old values."""
 
-    clip: float = Field(default=0.2, gt=0, description="values are clipped to the old ones +- this")
+    clip: float = Field(
+        default=0.2, gt=0, allow_inf_nan=True, description="values are clipped to the old ones +- this; .inf: never"
+    )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="optimizer and partitioning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import posixpath
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import fsspec
 
 from rayrlhf import role_logs
-from rayrlhf.checkpoint import MANIFEST
+from rayrlhf.checkpoint import MANIFEST, read_manifest
 from rayrlhf.errors import ConfigError
 from rayrlhf.role_logs import Doing
 from rayrlhf.watching.history import FIRST_SILENCE_S, History
@@ -175,14 +176,16 @@ class WatchedRun:
         """(step, content) of a stage's newest `stage.json`."""
         try:
             step = self._filesystem.cat_file(f"{self._root}/{stage}/latest").decode().strip()
+            if not re.fullmatch(r"step_[0-9]{1,18}", step):
+                return None, None
             path = f"{self._root}/{stage}/{step}/{MANIFEST}"
             mark = self._mark(path)
             if stage not in self._manifests or self._manifests[stage][0] != (path, mark):
-                content = json.loads(self._filesystem.cat_file(path))
+                content = read_manifest(self._filesystem.cat_file(path), path)
                 content.pop("files", None)
                 self._manifests[stage] = (path, mark), content
             return int(step.removeprefix("step_")), self._manifests[stage][1]
-        except (FileNotFoundError, NotADirectoryError):  # none yet, or being replaced
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):  # none yet, or being replaced
             return None, None
 
     def _last_change(self, stage: str) -> float:

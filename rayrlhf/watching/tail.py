@@ -7,6 +7,8 @@ from typing import Any
 
 import fsspec
 
+from rayrlhf.metrics import is_row
+
 _MARK = 256  # bytes before the position that must still be there
 _BLOCK = 16 * 2**20
 Row = dict[str, Any]
@@ -61,8 +63,9 @@ class Tail:
             return None
         try:
             row = json.loads(line)
-            row["stage"], row["step"], row["time_s"]
-        except (ValueError, TypeError, KeyError):  # such as a line that a kill cut, with the next one behind it
+        except (ValueError, RecursionError):  # such as a line that a kill cut, with the next one behind it
+            row = None
+        if not is_row(row) or row.get("time_s") is None:
             self.num_unreadable += 1
             return None
         return dict(row)

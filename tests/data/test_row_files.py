@@ -87,7 +87,8 @@ def test_bad_rows_are_left_out_counted_and_shown_up_to_a_limit(ray_local, tmp_pa
         counts = tally.counts()
         assert counts[BAD] == 2 and counts[READ] - counts[KEPT] == 2, format
         report(path, tally, None)
-        assert "2 dropped (that cannot be read)" in (said := capsys.readouterr().out) and said.count("completion") >= 1
+        said = capsys.readouterr().out
+        assert "2 dropped (that cannot be read)" in said and ("completion" in said or "1 field" in said)
         one = BadRows(1, Tally())
         with pytest.raises(Exception) as raised:
             sources.read(path, "auto", "prompt_completion", bad=one).count()

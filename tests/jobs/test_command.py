@@ -87,7 +87,7 @@ def test_parse():
     [
         (["a.yaml", "b.yaml"], "one configuration file is taken, got a.yaml, b.yaml"),
         (["--dryrun"], "did you mean --dry-run?"),
-        (["--run.seed=1"], "written key=value"),
+        (["--run.seed=1"], "without dashes: run.seed=1"),
     ],
 )
 def test_parse_refuses(argv, said):

@@ -117,7 +117,7 @@ def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, m
     Path("mine.yaml").write_text(block)
     Path("data").mkdir()
     for name in set(re.findall(r"data/(\w+\.jsonl)", block)):
-        Path("data", name).write_text(json.dumps(row) + "\n")
+        Path("data", name).write_text((json.dumps(row) + "\n") * 100)
     shutil.copytree(tiny_model("llama"), "path/to/hf_folder")
     model = json.loads(Path("path/to/hf_folder/config.json").read_text())
     Path("path/to/hf_folder/config.json").write_text(json.dumps(model | {"max_position_embeddings": 1024}))

@@ -228,6 +228,32 @@ def test_it_listens_on_loopback_alone(server) -> None:
     assert listening == {"127.0.0.1"}
 
 
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        ("completions", {"prompt": "x" * 200}),
+        ("completions", {"prompt": []}),
+        ("completions", {"prompt": [100_000]}),
+        ("completions", {"logprobs": 1000}),
+        ("completions", {"stream_options": {"include_usage": True}}),
+        ("completions", {"stream": True, "prompt": "x" * 200}),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 1000}),
+        ("chat/completions", {"messages": [{"role": "customer", "content": ""}] * 200}),
+        ("chat/completions", {"response_format": {"type": "json_schema"}}),
+        ("chat/completions", {"min_p": 7}),
+        ("chat/completions", {"repetition_penalty": -1}),
+    ],
+)
+def test_what_the_engine_refuses_is_no_fault_of_the_server(server, path: str, changes: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": "tiny", "max_tokens": 1, "prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    del body["messages" if path == "completions" else "prompt"]
+    response = httpx.post(f"{server[0]}/{path}", json=body | changes, headers=headers)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["message"] and error["type"] != "server_error" and "Traceback" not in error["message"]
+
+
 def test_health_needs_no_key(server) -> None:
     root = server[0].removesuffix("/v1")
     assert httpx.get(f"{root}/health").json() == {"status": "ok"}

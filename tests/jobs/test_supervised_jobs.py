@@ -342,9 +342,13 @@ def test_what_a_worker_finds_wrong_is_one_error(
 
 @pytest.mark.usefixtures("ray_local")
 def test_fewer_rows_than_a_minibatch(tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gives 40 rows in 1 epoch\(s\).*train.minibatch=41"):
-        args = tmp_path, "run", tiny_model("llama"), files["completions"], "train.minibatch=41"
-        fine_tune(sft, sft.SFTConfig, *args)
+    args = tmp_path, "run", tiny_model("llama")
+    with pytest.raises(DataError, match=r"has 40 rows: that makes 40, fewer than train.minibatch=41"):
+        fine_tune(sft, sft.SFTConfig, *args, files["completions"], "train.minibatch=41")
+    many = tmp_path / "many.jsonl"  # more than the first rows that are looked at before anything starts
+    many.write_text(Path(files["completions"]).read_text() * 3)
+    with pytest.raises(DataError, match=r"gives 120 rows in 1 epoch\(s\).*train.minibatch=121"):
+        fine_tune(sft, sft.SFTConfig, *args, str(many), "train.minibatch=121")
     assert not (tmp_path / "run" / "sft").exists()
 
 

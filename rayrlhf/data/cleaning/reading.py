@@ -103,11 +103,11 @@ def plain_rows(path: str, format: str = "auto") -> Iterator[Any]:
             continue
         where = name
         with raw_files.opened(files, name) as file:
-            if files.format == "csv":
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-                yield from csv.DictReader(text, delimiter=raw_files.delimiter(name))
-                continue
             try:
+                if files.format == "csv":
+                    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+                    yield from csv.DictReader(text, delimiter=raw_files.delimiter(name))
+                    continue
                 if files.format == "jsonl" and json_array.is_array(file):
                     yield from json.load(file)
                     continue
@@ -116,8 +116,8 @@ def plain_rows(path: str, format: str = "auto") -> Iterator[Any]:
                     line = raw.decode("utf-8-sig").rstrip("\r\n")
                     if line.strip():
                         yield json.loads(line) if files.format == "jsonl" else {"text": line}
-            except ValueError as error:
-                raise DataError(f"{where}: not JSON ({error})") from error
+            except (ValueError, RecursionError, csv.Error) as error:
+                raise DataError(f"{where}: not {files.format.upper()} ({error})") from error
 
 
 def columns(path: str, format: str) -> list[str]:
@@ -129,7 +129,7 @@ def columns(path: str, format: str) -> list[str]:
         row: Any = next(plain_rows(sources.hub_file(path) if path.startswith(sources.HUB) else path, format), {})
     except (DataError, ValueError, csv.Error):
         return []
-    return sorted(row) if isinstance(row, dict) else []
+    return sorted(name for name in row if name is not None) if isinstance(row, dict) else []
 
 
 def ranges(files: Any) -> list[dict[str, Any]]:
