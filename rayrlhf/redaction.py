@@ -16,7 +16,9 @@ _WORD = (
     r"|credentials?|authorization|api_?key|access_?key(?:_?id)?|secret_?key|private_?key|signature|sig)"
 )
 _KEY = re.compile(rf"(?i)(?:.*[^a-z])?{_WORD}$")
-_ASSIGNED = re.compile(rf"(?i)((?<![a-z]){_WORD}(?:=|: ?))[^\s&'\",}}\]]+")
+# a sentence that goes on after "token:" is a parser's or ours
+_ASSIGNS = r"(?:=|(?<!token): ?|(?<=token):(?! [a-z]+ [a-z]) ?)"
+_ASSIGNED = re.compile(rf"(?i)((?<![a-z]){_WORD}{_ASSIGNS})[^\s&'\",}}\]]+")
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*://)(?:[^\s/?#]+|[^\s:/@]+:[^\s@]+)@")
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"

@@ -15,6 +15,8 @@ from rayrlhf.redaction import redacted, redacted_text
         ("run.name=a hf_token=abc {api_key: xy, b: 1}", "run.name=a hf_token=*** {api_key: ***, b: 1}"),
         ("key hf_abcdefghijklmnop1234 in a text", "key *** in a text"),
         ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("token: abc, token:abc1 hf_token: q1w2 e", "token: ***, token:*** hf_token: *** e"),
+        ("cannot start any token: indent with spaces; submit --env TOKEN: write NAME=VALUE", None),
         ("ghp_0123456789abcdefghijABCDEF", "***"),
         ("data.max_tokens=96 tokenizer=runs/a pad_token=<pad> level=token", None),
         ("hf://imdb:train memory://a/b C:/x the token is here sk-short", None),

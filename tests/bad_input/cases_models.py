@@ -93,7 +93,7 @@ CASES = (
     Case(
         "weights as a pickle alone",
         _spoilt(lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin")),
-        ("no *.safetensors", "saved as safetensors"),
+        ("pytorch_model.bin alone", "save_pretrained(folder)"),
     ),
     Case("weights cut off while they were copied", _spoilt(_cut), ("its header says", "copy the model again")),
     Case(
