@@ -177,16 +177,10 @@ def verl_file(prompts: str, folder: Path) -> str:
     return str(folder / "verl.jsonl")
 
 
-def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
-    tiny_model, prompts_file, tmp_path, ray_local, monkeypatch, capfd
-):
-    """Its function gets the answers and sources of verl's rows, each with its prompt.  No file says a secret."""
+def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompts_file, tmp_path, ray_local):
+    """Its function gets the answers and sources of verl's rows, each with its prompt."""
     import ray
 
-    secrets = ("planted-in-a-path", "planted-in-the-environment")
-    rows_folder = tmp_path / f"password={secrets[0]}"
-    rows_folder.mkdir()
-    monkeypatch.setenv("WANDB_API_KEY", secrets[1])
     keys = {
         "reward_function": "tests.jobs.rewards:known",
         "reward_failures": "{score: 0.5, timeout_s: 5}",
@@ -197,7 +191,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
         "policy.ema_decay": 0.5,
         "rollout.engine": "transformers",
     }
-    given = overrides(tmp_path, tiny_model("llama"), "null", verl_file(prompts_file, rows_folder), **keys)
+    given = overrides(tmp_path, tiny_model("llama"), "null", verl_file(prompts_file, tmp_path), **keys)
     given.remove("critic.minibatch=4")
     config = load(ppo.PPOConfig, None, given)
     ppo.check(config)
@@ -215,11 +209,6 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(
     assert rows[2]["loss/pretraining_avg"] < rows[1]["loss/pretraining_avg"]
     assert not (Path(path) / "state" / "critic").exists()
     assert find_stage(path).manifest["metrics"]["data/rows_read"] == rows[1]["data/rows_read"] == 24
-    written = {file: file.read_bytes() for file in (tmp_path / "tiny").rglob("*") if file.is_file()}
-    assert {"stage.json", "metrics.jsonl", "policy-0.log"} <= {file.name for file in written}
-    told = "".join(capfd.readouterr()).encode()
-    assert [file for file, text in written.items() for secret in secrets if secret.encode() in text] == []
-    assert not any(secret.encode() in told for secret in secrets)
 
 
 def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_path, ray_local, capsys):

@@ -157,6 +157,7 @@ def test_no_job_is_taken_without_the_token(cluster, tmp_path):
     assert refused.value.code in (401, 403) and not mark.exists()
 
 
+@pytest.mark.slow  # Ray tries for 20 s
 def test_nobody_joins_without_the_token(cluster):
     """The ports inside the cluster are open to the network: there the token alone stands."""
     state = json.loads(
