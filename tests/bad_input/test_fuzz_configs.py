@@ -93,6 +93,8 @@ def keys(job: str) -> list[str]:
 @given(st.data())
 @example((GOOD[0], ["train.engine.betas=[0.9]"]))
 @example((GOOD[-1], ["prompts="]))
+@example((GOOD[3], ["model.layers=2147483648"]))
+@example((GOOD[4], ["layout.pools.all.bundles=2147483648"]))
 @example((GOOD[-1], ["max_prompt_tokens=1"]))
 def test_fuzz_command_lines(opened, data: Any) -> None:
     """The whole way of a job that nothing is wrong with but some settings, up to where it would reach for a cluster."""
