@@ -22,7 +22,7 @@ LAYOUTS = Path(__file__).parent / "layouts"
 class Pool(Section):
     """Equal bundles reserved together, as one Ray placement group."""
 
-    bundles: int = Field(default=1, ge=1, description="Number of bundles; a bundle lies on one node.")
+    bundles: int = Field(default=1, ge=1, le=100_000, description="Number of bundles; a bundle lies on one node.")
     cpus: float = Field(default=1.0, gt=0, description="CPUs of each bundle.")
     gpus: float = Field(default=0.0, ge=0, description="GPUs of each bundle.")
     gpu_gib: float | None = Field(
@@ -37,7 +37,9 @@ class RoleLayout(Section):
     """Where one role's ranks (policy, critic) or replicas (rollout, reference, reward) run."""
 
     pool: str = Field(description="Name of the pool.")
-    ranks: int = Field(default=1, ge=1, description="Number of actors; rank r starts looking for room at bundle r.")
+    ranks: int = Field(
+        default=1, ge=1, le=100_000, description="Number of actors; rank r starts looking for room at bundle r."
+    )
     cpus: float = Field(default=1.0, ge=0, description="CPUs reserved for each actor (may be a fraction).")
     gpus: float = Field(default=0.0, ge=0, description="GPUs reserved for each actor (may be a fraction).")
     threads: int = Field(default=1, ge=1, description="CPU threads each actor computes with (OMP_NUM_THREADS).")

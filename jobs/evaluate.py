@@ -51,12 +51,14 @@ class EvaluateConfig(Section):
     reward_function: str | None = Field(
         default=None, description="in its place: module:function(prompts, responses) -> a score each, as in ppo"
     )
-    prompts: str = Field(description="held-out prompts: a file, a folder, a glob or hf://name[[:config]:split]")
+    prompts: str = Field(
+        min_length=1, description="held-out prompts: a file, a folder, a glob or hf://name[[:config]:split]"
+    )
     format: Format = Field(default="auto", description="how the prompt files are read")
     row_format: RowFormat = Field(default="auto", description="the columns that their rows have, as in data.row_format")
     columns: dict[str, str] = Field(default={}, description="a column's name here: its name in the files")
     num_prompts: int = Field(default=500, ge=1, description="how many of them, chosen by a hash of their text")
-    max_prompt_tokens: int = Field(default=256, ge=1, description="longer prompts are left out")
+    max_prompt_tokens: int = Field(default=256, ge=2, description="longer prompts are left out")
     sampling: EvaluationSamplingConfig = Field(
         default=EvaluationSamplingConfig(), description="how the responses are sampled"
     )

@@ -56,7 +56,7 @@ class ServedModel(Section):
     dtype: Dtype | None = Field(default=None, description="arithmetic of its engine")
     max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + answer in tokens")
     kv_cache_gib: float | None = Field(default=None, gt=0, description="memory of a replica's KV cache, in GiB")
-    replicas: int | None = Field(default=None, ge=1, description="engines that share its requests")
+    replicas: int | None = Field(default=None, ge=1, le=10_000, description="engines that share its requests")
     cpus: float | None = Field(default=None, gt=0, description="Ray CPUs that each of its replicas books")
     autoscaling: AutoscalingConfig | None = Field(default=None, description="more replicas under load")
 
@@ -108,7 +108,7 @@ class ServeConfig(Section):
         default=None, ge=2, description="longest prompt + answer in tokens; unset: the model's own context"
     )
     kv_cache_gib: float = Field(default=0.5, gt=0, description="memory for the KV cache of one replica, in GiB")
-    replicas: int = Field(default=1, ge=1, description="engines that share a model's requests")
+    replicas: int = Field(default=1, ge=1, le=10_000, description="engines that share a model's requests")
     cpus: float = Field(default=1.0, gt=0, description="Ray CPUs that each replica books")
     autoscaling: AutoscalingConfig | None = Field(
         default=None, description="more replicas under load; unset: always `replicas`"

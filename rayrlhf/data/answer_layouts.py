@@ -133,17 +133,25 @@ def alpaca_prompt(row: Row) -> tuple[list[Message], int]:
     without_media(row)
     instruction, more = text(row, "instruction"), text(row, "input", "")
     turns: list[Message] = []
-    for shown in row.get("demonstrations") or []:
+    for shown in _listed(row, "demonstrations"):
         if not (isinstance(shown, dict) and text_columns(shown, "output")):
             raise ValueError(f"demonstrations holds {shortened(shown)}; expected objects with input and output")
         turns += [_instruction(instruction, text(shown, "input", "")), _answer(text(shown, "output"))]
     num_given = len(turns)
-    for pair in row.get("history") or []:
+    for pair in _listed(row, "history"):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise ValueError(f"history holds {shortened(pair)}; expected [instruction, answer] pairs of strings")
         turns += [{"role": "user", "content": pair[0]}, _answer(pair[1])]
     turns = with_system(row, [*turns, _instruction(instruction, more)])
     return turns, num_given + (turns[0]["role"] == "system") if num_given else 0
+
+
+def _listed(row: Row, name: str) -> list[Any]:
+    """A column that is a list, or null, or not there."""
+    value = row.get(name) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {shortened(value)} ({type(value).__name__}), not a list")
+    return value
 
 
 def _instruction(instruction: str, more: str) -> Message:

@@ -20,7 +20,7 @@ class ModelConfig(Section):
         default=None, description="folder or stage with the tokenizer of a fresh model (a `prepare` stage)"
     )
     hidden: int = Field(default=128, ge=1, description="width of the residual stream")
-    layers: int = Field(default=4, ge=1, description="number of layers")
+    layers: int = Field(default=4, ge=1, le=10_000, description="number of layers")
     heads: int = Field(default=4, ge=1, description="attention heads; must divide hidden")
     kv_heads: int = Field(default=4, ge=1, description="key and value heads; must divide heads")
     intermediate: int = Field(default=344, ge=1, description="width of the gated feed-forward layer")

@@ -94,7 +94,7 @@ class RollbackConfig(Section):
 class TrainConfig(Section):
     """A supervised stage: workers, batch sizes, length, validation."""
 
-    num_workers: int = Field(default=1, ge=1, description="Ray Train workers (data-parallel ranks)")
+    num_workers: int = Field(default=1, ge=1, le=100_000, description="Ray Train workers (data-parallel ranks)")
     cpus_per_worker: float = Field(default=0.5, gt=0, description="logical CPUs that Ray reserves for a worker")
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of a worker; 0 trains on CPU")
     threads_per_worker: int = Field(default=1, ge=1, description="torch CPU threads of a worker")

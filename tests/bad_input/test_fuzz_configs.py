@@ -91,12 +91,15 @@ def keys(job: str) -> list[str]:
 
 @examples(120)
 @given(st.data())
-@example(None)
-def test_fuzz_command_lines(opened, data: st.DataObject | None) -> None:
+@example((GOOD[0], ["train.engine.betas=[0.9]"]))
+@example((GOOD[-1], ["prompts="]))
+@example((GOOD[3], ["model.layers=2147483648"]))
+@example((GOOD[4], ["layout.pools.all.bundles=2147483648"]))
+@example((GOOD[-1], ["max_prompt_tokens=1"]))
+def test_fuzz_command_lines(opened, data: Any) -> None:
     """The whole way of a job that nothing is wrong with but some settings, up to where it would reach for a cluster."""
-    if data is None:
-        more: list[str] = ["train.engine.betas=[0.9]"]
-        argv = GOOD[0]
+    if isinstance(data, tuple):
+        argv, more = data
     else:
         argv = data.draw(st.sampled_from(GOOD))
         key = st.sampled_from(keys(argv[0])).map(lambda dotted: dotted.replace("NAME", "policy").replace(".N.", ".0."))

@@ -59,6 +59,8 @@ def tokenizer() -> Any:
 @example("prompt_completion", [{"messages": [{"role": ["user"], "content": "a"}]}], "auto", {}, False)
 @example("prompt_completion", [{"messages": [{"role": "user", "content": [{"text": 3}]}, TURNS[1]]}], "auto", {}, False)
 @example("prompt_completion", [{"messages": TURNS[1:] + TURNS}], "auto", {}, False)
+@example("prompt_completion", [{"instruction": "a", "output": "b", "demonstrations": True}], "auto", {}, False)
+@example("prompt_completion", [{"instruction": "a", "output": "b", "history": 3}], "auto", {}, False)
 def test_fuzz_rows(tokenizer, kind: str, found: list[Any], layout: str, named: dict[str, str], extras: bool) -> None:
     sample = [(f"row {number}", row) for number, row in enumerate(found)]
     made = refused(recognise, sample, kind, layout, named, extras and kind == "prompts")

@@ -76,6 +76,10 @@ def test_stages_left_out_are_taken_from_upstream():
 def test_what_waits_for_no_other_stage_is_checked_at_once(tmp_path):
     dpo = str(ROOT / "jobs/configs/demo_dpo.yaml")
     config = load(pipeline.PipelineConfig, dpo, [f"upstream={tmp_path}/nothing", f"run.root={tmp_path}"])
+    with pytest.raises(ConfigError, match="upstream=.*/nothing: .* no such folder"):
+        pipeline.check(config)
+    (tmp_path / "nothing/prepare").mkdir(parents=True)
+    (tmp_path / "nothing/prepare/latest").write_text("step_000000")
     with pytest.raises(CheckpointError, match="nothing/sft/latest is not a finished stage"):
         pipeline.check(config)
 
@@ -133,7 +137,7 @@ def test_the_configuration_of_the_documentation_is_right(tiny_model, tmp_path, m
 
     Path("chat.yaml").write_text(chat)
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    Path("data/chats.jsonl").write_text(json.dumps({"talk": talk}) + "\n")
+    Path("data/chats.jsonl").write_text((json.dumps({"talk": talk}) + "\n") * 100)
     config = load(pipeline.PipelineConfig, "chat.yaml", [])
     pipeline.check(config)
     assert list(pipeline.plan(config)) == ["sft"]

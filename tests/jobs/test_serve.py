@@ -238,7 +238,7 @@ def test_it_listens_on_loopback_alone(server) -> None:
         ("completions", {"stream_options": {"include_usage": True}}),
         ("completions", {"stream": True, "prompt": "x" * 200}),
         ("chat/completions", {"logprobs": True, "top_logprobs": 1000}),
-        ("chat/completions", {"messages": [{"role": "customer", "content": ""}] * 200}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 200}]}),
         ("chat/completions", {"response_format": {"type": "json_schema"}}),
         ("chat/completions", {"min_p": 7}),
         ("chat/completions", {"repetition_penalty": -1}),
