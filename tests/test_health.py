@@ -185,8 +185,12 @@ def test_rollbacks_that_do_not_help_end(tmp_path):
 def test_a_stop_leaves_the_newest_checkpoint_from_before_it_began(tmp_path):
     """The KL is bad from step 6 on and the third such step stops the run; steps 6 and 7 leave no checkpoint."""
     stop = {"kl": {"action": "stop"}}
+    made = run_of("kl", tmp_path, health=stop, evaluate_every=1, best="eval/gold", keep=9)
+    better = itertools.count()
+    made.evaluator.gold = lambda prompts, responses: [float(next(better))] * len(prompts)
     with pytest.raises(HealthError, match=r"(?s)loop.health.kl:.*step_000005 is from before it began"):
-        asyncio.run(run_of("kl", tmp_path, health=stop).run())
+        asyncio.run(made.run())
+    assert find_stage(f"{tmp_path}/ppo/best").manifest["step"] == 5 and not said(made), "the error says it"
     assert max(rows_of(tmp_path)) == 8 and rows_of(tmp_path)[8]["health/kl"] == 1
     stage = find_stage(f"{tmp_path}/ppo")
     assert stage.manifest["step"] == 5 and Progress.of(stage).health["kl"] == {"row": 0, "fired": 0}
@@ -230,6 +234,7 @@ def test_bounds_by_hand():
     assert seen([math.inf, 0], above=2.0, steps=1) == [1, 0]
     # of the start, whose mean is 10: below 5
     start = [8, 12, 9, 11, 10]
+    assert seen([math.inf, *start, 4], below=0.5, relative=True, steps=1) == [0] * 6 + [1]
     assert len(start) == START and seen([*start, 6, 4, 6], below=0.5, relative=True, steps=1) == [0] * 6 + [1, 0]
     assert seen([math.nan, 3.0], above=2.0, steps=1) == [None, 1]
 
