@@ -62,11 +62,11 @@ def load_function(name: str, key: str = "gold") -> ScoreFunction:
 
 
 def number(value: Any) -> float | str:
-    """`value` as a float where it is a real number: int, float, a numpy scalar, a tensor without dimensions; the text
-    that shows it where it is none.  A bool is none: it may be the answer to another question."""
+    """`value` as a float where it is a real number: int, float, a numpy scalar, a tensor without dimensions, a bool
+    (right or wrong: 1 or 0); the text that shows it where it is none."""
     if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real):
         return f"{repr(value)[:80]}, which is of type {type(value).__name__}"
     try:
         return float(value)

@@ -83,7 +83,7 @@ def test_undisturbed_it_is_called_once_a_batch_and_nothing_failed(reward, rollou
         ("die", "died", True, "exit code 7"),
         ("nan", "not_finite", False, "its score is nan"),
         ("over float32", "not_finite", False, "its score is 1e+39"),
-        ("bool", "not_number", False, "its score is True, which is of type bool: give an int or a float"),
+        ("text", "not_number", False, "its score is '1.5', which is of type str: give an int or a float"),
     ],
 )
 def test_one_response_that_fails_has_the_stated_score_and_is_counted(
@@ -102,7 +102,7 @@ def test_one_response_that_fails_has_the_stated_score_and_is_counted(
         assert part in said
 
 
-@pytest.mark.parametrize("bad", ["hang", "raise", "die", "nan", "bool"])
+@pytest.mark.parametrize("bad", ["hang", "raise", "die", "nan", "text"])
 def test_without_a_score_the_run_stops_at_the_first(reward, rollouts, bad) -> None:
     with pytest.raises(RewardError, match=r"so the run stops. Response 1 \(") as error:
         reward("score", timeout_s=0.3).scores(rollouts("abc", bad, "raise"))

@@ -55,24 +55,24 @@ def all_gone(pids) -> bool:
 
 def test_numbers_come_back_to_the_bit(made) -> None:
     function = made()
-    answer = ask(function, "float32", "int64", "0-d", "fraction", "seven  ")
-    assert answer == [float(np.float32(0.1)), 3.0, 2.5, 0.25, 7.0] and all(type(one) is float for one in answer)
+    answer = ask(function, "float32", "int64", "0-d", "fraction", "bool", "numpy bool", "seven  ")
+    assert answer == [float(np.float32(0.1)), 3.0, 2.5, 0.25, 1.0, 1.0, 7.0] and all(
+        type(one) is float for one in answer
+    )
     assert ask(function, "ü\ud800\0") == [3.0], "texts that no encoding holds arrive too"
     assert number(torch.tensor(1.5)) == 1.5 and number(torch.tensor(2)) == 2.0
-    assert number(torch.tensor(True)).endswith("of type bool") and number(torch.ones(1)).endswith("Tensor")
+    assert number(torch.tensor(False)) == 0.0 and number(torch.ones(1)).endswith("Tensor")
 
 
 def test_what_is_no_number_is_shown(made) -> None:
-    wrong = [name for name in VALUES if name not in ("float32", "int64", "0-d", "fraction")]
+    wrong = [name for name in VALUES if name not in ("float32", "int64", "0-d", "fraction", "bool", "numpy bool")]
     answer = dict(zip(wrong, ask(made(), *wrong), strict=True))
     assert [str(answer.pop(name)) for name in ("nan", "inf", "huge", "over float32")] == ["nan", "-inf", "inf", "1e+39"]
     assert answer == {
         "text": "'1.5', which is of type str",
-        "bool": "True, which is of type bool",
         "none": "None, which is of type NoneType",
         "decimal": "Decimal('1'), which is of type Decimal",
         "vector": "array([1.]), which is of type ndarray",
-        "numpy bool": "True, which is of type bool",
     }
 
 
