@@ -1,6 +1,7 @@
 """Watches over a run's metrics: a planted fault for each, through the real loop with fakes of the roles."""
 
 import asyncio
+import itertools
 import math
 from dataclasses import dataclass, replace
 
