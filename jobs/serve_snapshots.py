@@ -72,7 +72,7 @@ class Snapshots:
                 self._without.add(run)
                 self._say(
                     f"{run}: no links can be made there ({error.strerror or error}), so its step folders "
-                    "themselves are served: they must stay, for replicas that start later (a run that goes on: a larger "
+                    "themselves are served: they must stay, for replicas that start later (a run that goes on: larger "
                     "keep)"
                 )
         raise CheckpointError(f"{path} went away while it was linked, {_ATTEMPTS} times: does a run prune it (keep)?")
