@@ -47,6 +47,8 @@ class Placement:
         fits(roles, bring_up.nodes())
         end = time.monotonic() + deadline_s
         placement = cls(layout, {}, stage)
+        if stage:
+            role_logs.begin_attempt(stage)
         try:
             for pool in pools_of(roles):
                 bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}

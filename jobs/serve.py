@@ -29,6 +29,7 @@ from jobs.serve_config import (
     split_arguments,
 )
 from jobs.serve_follow import Follower
+from jobs.serve_snapshots import Snapshots
 from rayrlhf.checkpoint import model_folder, stage_hash
 from rayrlhf.config import from_tree
 from rayrlhf.errors import ConfigError, ResourceError, RoleError
@@ -344,18 +345,19 @@ def run(config: ServeConfig) -> NoReturn:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     names = ", ".join(f"{served.name} from {served.model}" for served in config.served)
     console.print(f"starting {names}: about a minute")
-    follower = Follower(config, update, console.print)  # before: what comes while it starts is newer
-    base_url = start(follower.pinned)
-    try:
-        console.print(f"served at {base_url} (Ctrl-C stops it). Try:\n")
-        # written plainly: a wrapped line could not be pasted into a shell
-        print(_example(config, base_url), flush=True)
-        while True:
-            time.sleep(config.follow_s or 1)
-            if config.follow_s is not None:
-                follower.look()
-    finally:
-        stop(config.drain_s)
+    with Snapshots(console.print) as snapshots:
+        follower = Follower(config, update, console.print, snapshots)  # before: what comes while it starts is newer
+        base_url = start(follower.pinned)
+        try:
+            console.print(f"served at {base_url} (Ctrl-C stops it). Try:\n")
+            # written plainly: a wrapped line could not be pasted into a shell
+            print(_example(config, base_url), flush=True)
+            while True:
+                time.sleep(config.follow_s or 1)
+                if config.follow_s is not None:
+                    follower.look()
+        finally:
+            stop(config.drain_s)
 
 
 def _example(config: ServeConfig, base_url: str) -> str:

@@ -1,7 +1,7 @@
 """Newer checkpoints of what is served, rolled out one model at a time while the requests go on.
 
-What is deployed is pinned: folders of steps, not the stages' pointers, so that a roll-out that fails goes back to what
-was served, and the next one changes nothing else.
+What is deployed is pinned: snapshots or folders of steps, not the stages' pointers, so that a roll-out that fails
+goes back to what was served, and the next one changes nothing else.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.serve_config import ServeConfig, check_models
-from rayrlhf.checkpoint import model_folder, stage_hash
+from jobs.serve_snapshots import Snapshots
+from rayrlhf.checkpoint import stage_hash
 from rayrlhf.errors import RayRLHFError
 
 
 class Follower:
     """Knows which checkpoints are served, and asks for those that are newer."""
 
-    def __init__(self, config: ServeConfig, deploy: Callable[[ServeConfig], None], say: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        deploy: Callable[[ServeConfig], None],
+        say: Callable[[str], Any],
+        snapshots: Snapshots,
+    ) -> None:
         """`deploy` lets the running application be what a configuration says; it raises where it cannot."""
-        self.config, self._deploy, self._say = config, deploy, say
+        self.config, self._deploy, self._say, self._snapshots = config, deploy, say, snapshots
         self._marks = {served.name: stage_hash(served.model) for served in config.served}  # seen, served or not
-        self._folders = {served.name: model_folder(served.model) for served in config.served}
+        self._folders = {served.name: snapshots.folder(served.model) for served in config.served}
         self._said: dict[str, str] = {}  # by model: why it was not looked at the last time
 
     @property
@@ -37,13 +44,14 @@ class Follower:
                 mark = stage_hash(served.model)
                 if mark == self._marks[served.name]:
                     continue
-                folder = model_folder(served.model)
+                folder = self._snapshots.folder(served.model)
             except Exception as error:  # made anew just now, unfinished, or a storage that does not answer: look again
                 self._say_once(served.name, _told(error))
                 continue
             self._marks[served.name] = mark  # also where it cannot be served: it is not tried twice
             if folder != self._folders[served.name]:
                 self._roll_out(served.name, folder)
+                self._snapshots.keep_only(self._folders.values())
 
     def _roll_out(self, name: str, folder: str) -> None:
         self._say(f"newer: {name}, {folder}; rolling out")
@@ -67,7 +75,7 @@ class Follower:
         """Ask for what was served: Ray Serve would go on wanting what failed, and start no replica of the former."""
         try:
             self._deploy(self.pinned)
-        except Exception as error:  # such as a former checkpoint that the run has removed meanwhile
+        except Exception as error:  # such as a former checkpoint, served without a snapshot, that is gone
             self._say(f"the former replicas go on, but none can start anew: {_told(error)}")
 
     def _say_once(self, name: str, words: str) -> None:

@@ -25,6 +25,7 @@ from rayrlhf.environment import versions
 
 VARIABLE = "RAYRLHF_ROLE_LOG"  # of an actor's environment: its file
 FOLDER = "logs"  # of a run
+ATTEMPT = "attempt"  # of a stage's logs: when its newest attempt began
 _LINE = re.compile(r"(\S+Z) (?:INFO|ERROR) (begin(?=.*\()|end(?=.* after )|failed(?=.* after )) (\w+)")
 _lock = threading.Lock()
 _depth = 0  # of calls in this process, which is one actor's and runs one call at a time
@@ -46,6 +47,15 @@ def file_of(stage_root: str, actor: str) -> str | None:
         return None
     run, stage = os.path.split(os.path.abspath(stage_root))
     return os.path.join(run, FOLDER, stage, f"{actor}.log")
+
+
+def begin_attempt(stage_root: str) -> None:
+    """Note that the actors of a stage start (anew) now: logs without a call since then are of roles that are gone."""
+    file = file_of(stage_root, "")
+    if file is not None:
+        path = Path(file).parent / ATTEMPT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(datetime.datetime.now(datetime.UTC).isoformat() + "\n", encoding="utf-8")
 
 
 def doing(actor: str, text: str) -> Doing | None:

@@ -113,11 +113,15 @@ class WatchedRun:
         return int(names[-1].removeprefix("step_").removesuffix(".jsonl")), self._samples[1]
 
     def roles(self, stage: str) -> list[Doing]:
-        """What each actor of a stage does, by the end of its log; none where there are no logs."""
+        """What each actor of a stage's newest attempt does, by the end of its log; none where there are no logs."""
         folder = f"{self._root}/{role_logs.FOLDER}/{stage}"
+        try:
+            began = _seconds(self._filesystem.cat_file(f"{folder}/{role_logs.ATTEMPT}").decode().strip())
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # of an older version, or just being written
+            began = 0.0
         names = sorted(name for name in self._entries(folder) if name.endswith(".log"))
         found = (role_logs.doing(name.removesuffix(".log"), self._end(f"{folder}/{name}")) for name in names)
-        return [one for one in found if one is not None]
+        return [one for one in found if one is not None and one.since >= began]
 
     def _end(self, path: str) -> str:
         start = max(0, self._filesystem.info(path)["size"] - _END)
@@ -195,6 +199,8 @@ class WatchedRun:
         return max((t.timestamp() if isinstance(t, datetime.datetime) else float(t) for t in times), default=0.0)
 
     def _is_stage(self, name: str) -> bool:
+        if name.startswith("."):  # such as a server's snapshots
+            return False
         inside = self._entries(f"{self._root}/{name}")
         return "latest" in inside or any(entry.startswith("step_") for entry in inside)
 

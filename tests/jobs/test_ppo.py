@@ -86,7 +86,8 @@ def assert_roles_left_logs(folder: Path) -> None:
         "reward": "start scores",
         "rollout": "start generate load",
     }
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{role}-0.log" for role in calls)
+    assert (folder / "attempt").is_file()
+    assert sorted(path.name for path in folder.glob("*.log")) == sorted(f"{role}-0.log" for role in calls)
     for role, names in calls.items():
         text = (folder / f"{role}-0.log").read_text()
         assert f" INFO {role}-0: process " in text.splitlines()[0] and "torch 2." in text.splitlines()[0]

@@ -9,8 +9,14 @@ import pytest
 
 from jobs.serve_config import ServeConfig
 from jobs.serve_follow import Follower
+from jobs.serve_snapshots import Snapshots
 from rayrlhf.checkpoint import StageWriter
 from rayrlhf.errors import RoleError
+
+
+def step_of(folder: str) -> str:
+    """The model folder whose snapshot, ROOT/.served/OWNER/HASH/STAGE/STEP/model, is served."""
+    return str(Path(folder).parents[5].joinpath(*Path(folder).parts[-3:]))
 
 
 class Deployed:
@@ -21,7 +27,7 @@ class Deployed:
         self.bad: set[str] = set()
 
     def __call__(self, config: ServeConfig) -> None:
-        self.asked.append({served.name: served.model for served in config.served})
+        self.asked.append({served.name: step_of(served.model) for served in config.served})
         if self.bad & set(self.asked[-1].values()):
             raise RoleError("the engine does not start\nand a traceback")
 
@@ -37,7 +43,8 @@ def stages(tiny_model, tmp_path):
     first = {stage: write(stage, 10) for stage in ("sft", "ppo")}
     config = ServeConfig(models={stage: str(tmp_path / stage) for stage in first}, follow_s=1)
     deployed, said = Deployed(), list[str]()
-    return write, first, Follower(config, deployed, said.append), deployed, said
+    with Snapshots(said.append) as snapshots:
+        yield write, first, Follower(config, deployed, said.append, snapshots), deployed, said
 
 
 def test_a_newer_checkpoint_alone_is_rolled_out(stages: Any) -> None:
@@ -48,7 +55,7 @@ def test_a_newer_checkpoint_alone_is_rolled_out(stages: Any) -> None:
     follower.look()
     follower.look()
     assert deployed.asked == [first | {"ppo": newer}] and said[-1] == "rolled out: ppo"
-    assert {served.name: served.model for served in follower.pinned.served} == first | {"ppo": newer}
+    assert {served.name: step_of(served.model) for served in follower.pinned.served} == first | {"ppo": newer}
 
 
 def test_what_fails_is_tried_once_taken_back_and_in_nobody_s_way(stages: Any) -> None:

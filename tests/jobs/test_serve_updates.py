@@ -14,6 +14,7 @@ import pytest
 from jobs import serve
 from jobs.serve_config import ServeConfig
 from jobs.serve_follow import Follower
+from jobs.serve_snapshots import Snapshots
 from rayrlhf.checkpoint import StageWriter
 from tests.jobs.test_serve import free_port, greedy
 
@@ -37,7 +38,7 @@ class Stages:
     def path(self, stage: str) -> str:
         return str(self.root / stage)
 
-    def write(self, stage: str, seed: int, **wrong: Any) -> str:
+    def write(self, stage: str, seed: int, keep: int = 99, **wrong: Any) -> str:
         """A checkpoint more; returns its model folder.  `wrong`: what its config.json says wrongly."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -53,7 +54,7 @@ class Stages:
             for key, value in wrong.items():
                 setattr(config, key, value)
             config.save_pretrained(writer.model_dir)
-        writer.finish(stage, {}, {}, {}, keep=99)
+        writer.finish(stage, {}, {}, {}, keep=keep)
         return writer.model_dir
 
 
@@ -75,6 +76,12 @@ def config(stages, ray_local) -> ServeConfig:
     yield config
     serve.stop()
     ray.serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def snapshots():
+    with Snapshots(print) as snapshots:
+        yield snapshots
 
 
 def url_of(config: ServeConfig) -> str:
@@ -160,12 +167,14 @@ class Load:
                 self.failures.append(error)
 
 
-def test_an_update_under_load_fails_no_request(config, stages) -> None:
+def test_an_update_under_load_fails_no_request(config, stages, snapshots) -> None:
     """A newer checkpoint of one stage: all requests are answered, by the old model or the new one and nothing in
     between, in the end by the new; the other model's replica stays."""
+    import ray
+
     old, others = expected(folder_of(stages, "ppo"), 40), replicas("sft")
     said: list[str] = []
-    follower, before = Follower(config, serve.update, said.append), replicas("ppo")
+    follower, before = Follower(config, serve.update, said.append, snapshots), replicas("ppo")
     new = expected(stages.write("ppo", 3), 40)
     with Load(url_of(config)) as load:
         time.sleep(3)
@@ -178,12 +187,22 @@ def test_an_update_under_load_fails_no_request(config, stages) -> None:
     assert set(texts) == {old, new} and old != new
     assert texts[0] == old and texts[-1] == new and texts.count(old) > 20 and texts.count(new) > 5
     assert replicas("sft") == others and not replicas("ppo") & before
+    served = folder_of(stages, "ppo")
+    stages.write("ppo", 7, keep=1)
+    assert not Path(served).exists()
+    (alone,) = replicas("ppo")
+    ray.kill(ray.get_actor(alone, namespace="serve"))
+    deadline = time.monotonic() + 120
+    while not replicas("ppo") - {alone} or httpx.get(url_of(config).replace("/v1", "/health")).status_code != 200:
+        assert time.monotonic() < deadline, "no replica started anew"
+        time.sleep(0.5)
+    assert serve.ask(url_of(config), "ppo", PROMPT, max_tokens=40).rstrip("\ufffd") == new
 
 
-def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages) -> None:
+def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages, snapshots) -> None:
     served = expected(folder_of(stages, "ppo"), 8)
     said: list[str] = []
-    follower, before = Follower(config, serve.update, said.append), replicas("ppo")
+    follower, before = Follower(config, serve.update, said.append, snapshots), replicas("ppo")
     for wrong in ({"max_position_embeddings": 50}, {"num_hidden_layers": 7}):  # seen up front; by the engine
         stages.write("ppo", 4, **wrong)
         follower.look()

@@ -7,6 +7,7 @@ import time
 import fsspec
 import pytest
 
+from rayrlhf import role_logs
 from rayrlhf.errors import ConfigError
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.watching.run import WatchedRun
@@ -123,3 +124,19 @@ def test_what_roles_do_is_read_from_the_end_of_their_logs(tmp_path):
     run = WatchedRun(str(tmp_path))
     assert [(one.actor, one.call, one.state) for one in run.roles("ppo")] == [("policy-0", "update", "begin")]
     assert run.roles("sft") == [] and run.view().stages == [], "logs are no stage"
+
+
+def test_roles_that_a_resumed_run_has_no_more_are_not_shown(tmp_path):
+    folder = tmp_path / "logs" / "ppo"
+    folder.mkdir(parents=True)
+    (folder / "reference-0.log").write_text("2026-11-22T10:00:00.500Z INFO begin score(3)\n")
+    policy = folder / "policy-0.log"
+    policy.write_text("2026-11-22T10:00:01.500Z INFO begin update(3)\n")
+    run = WatchedRun(str(tmp_path))
+    assert [one.actor for one in run.roles("ppo")] == ["policy-0", "reference-0"]
+    role_logs.begin_attempt(str(tmp_path / "ppo"))
+    assert run.roles("ppo") == []
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + 2))
+    with policy.open("a") as file:
+        file.write(f"{stamp}.000Z INFO begin update(4)\n")
+    assert [one.actor for one in run.roles("ppo")] == ["policy-0"]
