@@ -138,7 +138,7 @@ async def test_replicas_get_contiguous_rows_and_may_be_more_than_the_rows(groups
 
 async def test_start_names_every_actor_that_is_late(groups):
     group = groups(ReplicaGroup, "echo", Echo, 3, late=("echo-0", "echo-2"))
-    await group.everyone("pid")  # their processes are up
+    await calls.gather([group.call(i, "pid") for i in range(3)])  # their processes are up
     with pytest.raises(DeadlineError) as caught:
         await group.start(deadline_s=2)
     message = str(caught.value)

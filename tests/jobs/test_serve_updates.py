@@ -59,7 +59,13 @@ class Stages:
 
 
 @pytest.fixture(scope="module")
-def config(stages, ray_local) -> ServeConfig:
+def snapshots():
+    with Snapshots(print) as snapshots:
+        yield snapshots
+
+
+@pytest.fixture(scope="module")
+def config(stages, snapshots, ray_local) -> ServeConfig:
     import ray.serve
 
     ray.serve.shutdown()  # a module before this one may have left it on another port
@@ -72,16 +78,10 @@ def config(stages, ray_local) -> ServeConfig:
         follow_s=1,
     )
     serve.check(config)
-    serve.start(config)
+    serve.start(Follower(config, serve.update, print, snapshots).pinned)
     yield config
     serve.stop()
     ray.serve.shutdown()
-
-
-@pytest.fixture(scope="module")
-def snapshots():
-    with Snapshots(print) as snapshots:
-        yield snapshots
 
 
 def url_of(config: ServeConfig) -> str:
@@ -223,12 +223,11 @@ def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages
     )
 
 
-def test_too_many_requests_are_told_so(config) -> None:
+def test_too_many_requests_are_told_so(config, snapshots) -> None:
     """One at a time and two that wait: of six at once some are answered and the others get a 429."""
     before = replicas("sft")
-    serve.update(
-        config.model_copy(update={"limits": config.limits.model_copy(update={"max_ongoing": 1, "max_queued": 2})})
-    )
+    limits = config.limits.model_copy(update={"max_ongoing": 1, "max_queued": 2})
+    serve.update(Follower(config, serve.update, print, snapshots).pinned.model_copy(update={"limits": limits}))
     assert replicas("sft") == before  # no engine starts anew for that
     found: list[Any] = []
 
