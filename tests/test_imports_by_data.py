@@ -58,7 +58,7 @@ def test_neither_a_stage_nor_a_row_can_name_code(
     generate.Generator(generate.GenerateConfig(model=stage))
     models = {key: stage for key in ("policy", "baseline", "base")}
     judged = {"run": {"name": "mine"}, "prompts": str(rows), "reward_function": "tests.jobs.rewards:vowels"}
-    evaluate.check(evaluate.EvaluateConfig.model_validate(judged | models | {"max_prompt_tokens": 9}))
+    evaluate.check(evaluate.EvaluateConfig.model_validate(judged | models | {"max_prompt_tokens": 9, "num_prompts": 1}))
     write_report(str(root), config_class)
     shutil.copytree(root, tmp_path / "copy")
     compare([str(root), str(tmp_path / "copy")], config_class)

@@ -39,8 +39,8 @@ def sgd(stage):
 class BothLearners(EngineRank):
     """A rank that makes a policy and a critic at any ZeRO stage, one after the other."""
 
-    def start(self, rank, world_size, address, port, threads, folder):
-        self.join(rank, world_size, address, port, threads)
+    def start(self, rank, world_size, address, port, timeout_s, threads, folder):
+        self.join(rank, world_size, address, port, timeout_s, threads)
         self.folder = folder
 
     def one_step(self, stage):

@@ -118,9 +118,9 @@ def test_every_key_of_the_data_reaches_the_rows(tmp_path) -> None:
 
 
 def test_what_a_template_cannot_render_is_refused_before_anything_starts(tiny_model, tmp_path) -> None:
-    chats = write(tmp_path / "a.jsonl", [{"conversations": shared(n)} for n in range(2)])
-    pairs = write(tmp_path / "p.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}])
-    plain = write(tmp_path / "c.jsonl", [{"prompt": "Q", "completion": "a"}])
+    chats = write(tmp_path / "a.jsonl", [{"conversations": shared(n)} for n in range(9)])
+    pairs = write(tmp_path / "p.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}] * 9)
+    plain = write(tmp_path / "c.jsonl", [{"prompt": "Q", "completion": "a"}] * 9)
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model("llama"), bare)
     (bare / "chat_template.jinja").unlink(missing_ok=True)
@@ -145,12 +145,12 @@ def test_what_a_template_cannot_render_is_refused_before_anything_starts(tiny_mo
 
 
 def test_a_reward_function_is_refused_a_column_that_no_row_has(tiny_model, tmp_path) -> None:
-    rows = write(tmp_path / "a.jsonl", [{"question": "number 1 ", "answer": "1"}])
+    rows = write(tmp_path / "a.jsonl", [{"question": "number 1 ", "answer": "1"}] * 4)
     keys = {
         "run.name": "r", "run.root": tmp_path, "policy_model": tiny_model("llama"), "prompts.train": rows,
         "prompts.validation": rows, "prompts.max_tokens": 32, "prompts.columns": "{prompt: question}",
         "reward_function": "tests.jobs.rewards:known", "sampling.max_new_tokens": 8,
-        "policy.minibatch": 4, "critic.minibatch": 4, "loop.rollout_batch": 4,
+        "policy.minibatch": 4, "critic.minibatch": 4, "loop.rollout_batch": 4, "loop.evaluation_prompts": 4,
     }  # fmt: skip
     with pytest.raises(
         ConfigError, match=r"needs reference beside .*there are \['answer'\].*prompts.columns.reference="

@@ -161,6 +161,7 @@ def test_packing_where_it_has_no_effect_and_mixtures_of_prompts(
     more.append("reward_function=rayrlhf.data.demo:gold")
     with pytest.raises(ConfigError, match="prompts.train is a mixture, but every prompt is sampled once"):
         pairs.check(load(pairs.PairsConfig, None, ["run.name=x", f"model={tiny_model('llama')}", mixed, *more]))
+    more.append("loop.evaluation_prompts=8")
     config = load(ppo.PPOConfig, None, ["run.name=x", f"policy_model={tiny_model('llama')}", mixed, *more])
     ppo.check(config)
     assert {"prompts_1": files["prompts"], "prompts_2": files["pairs"]}.items() <= ppo.parents(config).items()
