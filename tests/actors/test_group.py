@@ -147,7 +147,7 @@ async def test_start_names_every_actor_that_is_late(groups):
 
 
 @pytest.mark.parametrize(
-    "kind", ["die", "hang", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("exit", "raise"))]
+    "kind", ["die", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hang", "exit", "raise"))]
 )
 async def test_a_replica_that_fails_is_begun_anew_and_its_call_alone_asked_again(groups, tmp_path, kind):
     said: list[str] = []

@@ -152,9 +152,7 @@ def test_a_reward_function_is_refused_a_column_that_no_row_has(tiny_model, tmp_p
         "reward_function": "tests.jobs.rewards:known", "sampling.max_new_tokens": 8,
         "policy.minibatch": 4, "critic.minibatch": 4, "loop.rollout_batch": 4, "loop.evaluation_prompts": 4,
     }  # fmt: skip
-    with pytest.raises(
-        ConfigError, match=r"needs reference beside .*there are \['answer'\].*prompts.columns.reference="
-    ):
+    with pytest.raises(ConfigError, match=r"needs reference beside .*there are answer.*prompts.columns.reference="):
         ppo.check(load(ppo.PPOConfig, None, [f"{key}={value}" for key, value in keys.items()]))
     keys["prompts.columns"] = "{prompt: question, reference: answer}"
     ppo.check(load(ppo.PPOConfig, None, [f"{key}={value}" for key, value in keys.items()]))
