@@ -10,9 +10,10 @@ import re
 from typing import Any
 
 MASK = "***"
-# The last word of a key.  max_tokens and tokenizer are none of them, nor are the names of a tokenizer's own tokens.
+# The last word of a key.  max_tokens and tokenizer are none of them, nor are the names of a tokenizer's own tokens, nor
+# what is counted per token.
 _WORD = (
-    r"(?:(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)token|passwd|password|passphrase|secret"
+    r"(?:(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)(?<!per_)token|passwd|password|passphrase|secret"
     r"|credentials?|authorization|api_?key|access_?key(?:_?id)?|secret_?key|private_?key|signature|sig)"
 )
 _KEY = re.compile(rf"(?i)(?:.*[^a-z])?{_WORD}$")
@@ -31,7 +32,9 @@ def redacted(value: Any) -> Any:
     """`value`, JSON, with secrets masked: what stands under the key of a secret, and what `redacted_text` finds."""
     if isinstance(value, dict):
         return {
-            redacted_text(key): MASK if inner and not isinstance(inner, bool) and is_secret(key) else redacted(inner)
+            redacted_text(key): MASK
+            if inner and not isinstance(inner, bool | float) and is_secret(key)
+            else redacted(inner)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):

@@ -13,6 +13,7 @@ import pytest
 
 from rayrlhf import metric_names
 from rayrlhf.metric_names import METRICS, Metric, described, find
+from rayrlhf.redaction import is_secret
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,3 +90,8 @@ def test_gauges_and_what_is_said_of_them():
 
 def test_the_document_is_the_generated_one():
     assert (ROOT / "docs" / "metrics.md").read_text() == metric_names.document(), "python -m rayrlhf.metric_names"
+
+
+def test_no_metric_s_name_looks_like_a_secret():
+    """Or its values would be masked where they are written."""
+    assert [metric.name for metric in METRICS if is_secret(metric.name)] == []

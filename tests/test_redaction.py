@@ -32,6 +32,7 @@ def test_trees() -> None:
         "storage": {"secret_key": "abc", "password": 1234, "access_token": None, "token": ""},
         "credentials": {"user": "me"},
         "train": {"microbatch_tokens": 512, "signature": False},
+        "metrics": {"objective/kl_per_token": 0.5, "objective/seconds_a_token": 0.25},
         "sources": [{"path": "s3://k:s@b/x"}, "plain"],
     }
     assert redacted(tree) == {
@@ -39,5 +40,6 @@ def test_trees() -> None:
         "storage": {"secret_key": "***", "password": "***", "access_token": None, "token": ""},
         "credentials": "***",
         "train": {"microbatch_tokens": 512, "signature": False},
+        "metrics": {"objective/kl_per_token": 0.5, "objective/seconds_a_token": 0.25},
         "sources": [{"path": "s3://***@b/x"}, "plain"],
     }

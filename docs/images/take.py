@@ -27,7 +27,6 @@ TOKEN = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_
 # file -> page, and the section of it that is opened and shown
 PAGES = {
     "actors": ("actors", ""),
-    "job": ("jobs/{job}", ""),
     "placement": ("jobs/{job}", "Placement Group Table"),
     "tasks": ("jobs/{job}", "Task Table"),
 }
