@@ -49,6 +49,11 @@ def redacted_text(text: str) -> str:
     return _FORMS.sub(MASK, text)
 
 
+def _may_be_one(value: Any) -> bool:
+    """No password is empty, true or a fraction."""
+    return bool(value) and not isinstance(value, bool | float)
+
+
 def is_secret(key: str) -> bool:
     """Whether a key names a secret."""
     return _KEY.fullmatch(key) is not None
