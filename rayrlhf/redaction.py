@@ -32,9 +32,7 @@ def redacted(value: Any) -> Any:
     """`value`, JSON, with secrets masked: what stands under the key of a secret, and what `redacted_text` finds."""
     if isinstance(value, dict):
         return {
-            redacted_text(key): MASK
-            if inner and not isinstance(inner, bool | float) and is_secret(key)
-            else redacted(inner)
+            redacted_text(key): MASK if is_secret(key) and _may_be_one(inner) else redacted(inner)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
