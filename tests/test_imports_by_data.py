@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from jobs import evaluate, generate, ppo, serve
 from jobs.stage_configs import config_class
 from rayrlhf.checkpoint import StageWriter, find_stage
+from rayrlhf.data.cleaning.reading import plain_rows
+from rayrlhf.errors import DataError
 from rayrlhf.evaluation.comparison import compare
 from rayrlhf.evaluation.report import write_report
 from rayrlhf.lineage import standing
@@ -67,3 +72,33 @@ def test_neither_a_stage_nor_a_row_can_name_code(
     assert not planted.exists()
     load_function(NAMED, "reward_function")
     assert planted.exists(), "the test would see an import"
+
+
+class Touches:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("shape", ["plain", "list", "struct", "struct of lists"])
+def test_a_pickle_in_a_parquet_column_is_not_loaded(tmp_path: Path, shape: str) -> None:
+    import ray.data  # noqa: F401  # it registers the type whose values are unpickled
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    pickled = ArrowPythonObjectArray.from_objects([Touches(f"{tmp_path}/ran")])
+    offsets = pa.array([0, 1], pa.int32())
+    column = {
+        "plain": lambda: pickled,
+        "list": lambda: pa.ListArray.from_arrays(offsets, pickled),
+        "struct": lambda: pa.StructArray.from_arrays([pickled], ["x"]),
+        "struct of lists": lambda: pa.StructArray.from_arrays([pa.ListArray.from_arrays(offsets, pickled)], ["x"]),
+    }[shape]()
+    path = f"{tmp_path}/rows.parquet"
+    parquet.write_table(pa.table({"text": ["a"], "more": column}), path)
+    with pytest.raises(DataError, match=r"column \w+ holds pickled Python objects"):
+        list(plain_rows(path))
+    assert not (tmp_path / "ran").exists()
+    parquet.read_table(path)["more"].to_pylist()
+    assert (tmp_path / "ran").exists(), "the test would see it"

@@ -229,11 +229,27 @@ def parquet_rows(files: Files, name: str) -> Iterator[tuple[str, Any]]:
     start = 1
     try:
         with files.filesystem.open(name, "rb") as file:
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=SAMPLE_ROWS):
+            opened = parquet.ParquetFile(file)
+            refuse_pickles(name, opened.schema_arrow)
+            for batch in opened.iter_batches(batch_size=SAMPLE_ROWS):
                 yield from ((f"{name}, row {number}", row) for number, row in enumerate(batch.to_pylist(), start))
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:  # OSError: of a part that cannot be decoded
         raise DataError(f"{name} is not a Parquet file: {error}") from error
+
+
+def refuse_pickles(name: str, fields: Any) -> None:
+    """DataError where a column of a Parquet file (`fields`: its schema, or a type with fields) is of Ray's type of
+    Python objects: reading one loads a pickle, which runs whatever code is in it."""
+    count = len(fields) if hasattr(fields, "names") else fields.num_fields
+    for field in (fields.field(number) for number in range(count)):
+        said = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
+        if "pickled_object" in getattr(field.type, "extension_name", said):
+            raise DataError(
+                f"{name}: column {field.name} holds pickled Python objects, and reading one may run code that hides in "
+                "it: write the file anew without that column, or with plain values in it"
+            )
+        refuse_pickles(name, field.type)
 
 
 def hub_name(path: str) -> tuple[str, str | None, str]:
