@@ -197,6 +197,8 @@ def test_an_update_under_load_fails_no_request(config, stages, snapshots) -> Non
         assert time.monotonic() < deadline, "no replica started anew"
         time.sleep(0.5)
     assert serve.ask(url_of(config), "ppo", PROMPT, max_tokens=40).rstrip("\ufffd") == new
+    follower.look()  # the checkpoint that pushed it out
+    assert said[-1] == "rolled out: ppo"
 
 
 def test_a_checkpoint_that_cannot_be_served_leaves_the_former_one(config, stages, snapshots) -> None:
