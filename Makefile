@@ -51,9 +51,10 @@ data: $(READY)
 
 venv: $(READY)
 
-# --no-deps: the lock is complete, and leaves out CUDA builds that would break the CPU torch.
+# --no-deps: the lock is complete, and leaves out CUDA builds that would break the CPU torch.  After the first of these
+# lines torch alone is left of it (.ci/hashes).
 # --no-build-isolation: setuptools is in the lock.  Few retries: an index out of reach costs seconds.
-$(READY): requirements-cpu.lock pyproject.toml
+$(READY): requirements-cpu.lock requirements-cpu.hashes pyproject.toml
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
 	  echo "error: no C++ compiler, DeepSpeed needs one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora)" >&2; exit 1; }
 	@PATH="$${PATH#$(CURDIR)/$(BIN):}"; found=; for python in $(PYTHON) python3.11 python3.12 python3; do \
@@ -66,6 +67,7 @@ $(READY): requirements-cpu.lock pyproject.toml
 	fi; \
 	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then $$found -m venv --clear .venv; fi
 	@echo "installing into .venv: 3 minutes and 4 GB the first time"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 --require-hashes -r requirements-cpu.hashes
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 -r requirements-cpu.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ from rayrlhf.run import RunConfig
 from rayrlhf.training.ppo_config import CriticUpdateConfig, Normaliser, PolicyUpdateConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rayrlhf.restarts import Restarts
     from rayrlhf.stream import Stream
 
+T = TypeVar("T")
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
 
@@ -287,7 +288,7 @@ async def _run(config: PPOConfig) -> str:
     )
     try:
         roles = await _start(config, placement, groups, stopwatch, texts, originals, restarts)
-        gold = load_function(config.gold) if config.gold else None
+        gold = _known_to_the_watchdog(load_function(config.gold), "scores of gold") if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
             config=loop,
@@ -311,6 +312,18 @@ async def _run(config: PPOConfig) -> str:
         log.close()
         if texts is not None:
             texts.close()
+
+
+def _known_to_the_watchdog(function: Callable[..., T], what: str) -> Callable[..., T]:
+    """`function`, which is listed as waited for while it runs in this process."""
+    from actors import calls
+    from actors.watchdog import DRIVER
+
+    def known(*args: Any) -> T:
+        with calls.wait_for(DRIVER, what):
+            return function(*args)
+
+    return known
 
 
 async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:

@@ -166,6 +166,8 @@ def test_a_dockerfile_copies_what_is_there_and_what_dockerignore_lets_through(na
             owner, *sources, target = arguments.split()
             assert owner == "--chown=ray" and (target == "./" or sources == [target])
             copied |= set(sources)
+    if name == "cuda":
+        let_through.remove("requirements-cpu.hashes")  # its versions are the lock's, its files are not
     assert copied == let_through and all((ROOT / source).exists() for source in copied)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages <= copied, "a package of this project is not in the image"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.util import placement_group_table
 
+from actors import calls
 from jobs import dpo, ppo
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
@@ -287,6 +288,13 @@ def test_what_the_learners_are_given(estimator, normaliser, kl_kind, tmp_path):
         warm = config(**{"algorithm.critic_warmup_steps": 1, "critic.epochs": 3})
         assert ppo.learner_arguments(warm, "policy")["total_steps"] == 1 * 2 * 2
         assert ppo.learner_arguments(warm, "critic") == {"config": warm.critic, "total_steps": 2 * 3 * 2}
+
+
+def test_the_watchdog_knows_of_what_runs_in_the_driver():
+    told = ppo._known_to_the_watchdog(lambda *args: (args, calls.waiting()[-1]), "scores of gold")
+    args, entry = told([1], [2])
+    assert args == ([1], [2]) and (entry.role, entry.what) == ("driver", "scores of gold")
+    assert entry not in calls.waiting()
 
 
 def test_an_adaptive_kl_must_bear_a_rollout_batch(tmp_path, tiny_model, prompts_file):
