@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import bring_up
+from cluster import bring_up, growth
 from cluster.config import LayoutConfig
-from cluster.layout import PoolPlan, fits, plan, pools_of
+from cluster.layout import PoolPlan, RolePlan, fits, places, plan, pools_of
 from rayrlhf import role_logs
 from rayrlhf.errors import ResourceError
 
@@ -40,21 +40,22 @@ class Placement:
 
         `stage`: `ROOT/NAME/STAGE`; the groups are then named `NAME/STAGE/POOL`, and actors keep logs in the run.
 
-        What the cluster could never hold is refused at once; for what others use now it waits,
-        saying what it asks and what is free.  Raises ResourceError.
+        What the cluster could never hold is refused at once; for what others use now, and for nodes that an
+        autoscaler may bring, it waits, saying what it asks and what is free.  Raises ResourceError.
         """
         roles = plan(layout)
-        fits(roles, bring_up.nodes())
+        grows = _needs_growth(roles)
         end = time.monotonic() + deadline_s
         placement = cls(layout, {}, stage)
         if stage:
             role_logs.begin_attempt(stage)
         try:
             for pool in pools_of(roles):
-                bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}
-                group = placement_group([bundle] * pool.bundles, pool.strategy, placement._name(pool))
+                group = _group(pool, placement._name(pool))
                 placement._groups[pool.name] = group
-                _wait(group, pool, end, deadline_s, say)
+                _wait(group, pool, end, deadline_s, say, grows)
+            if grows:
+                fits(roles, bring_up.nodes())  # the memory of the nodes that came
         except BaseException:
             placement.release()
             raise
@@ -95,7 +96,41 @@ class Placement:
         self._groups = {}
 
 
-def _wait(group: PlacementGroup, pool: PoolPlan, end: float, deadline_s: float, say: Callable[[str], None]) -> None:
+def grow(roles: Sequence[RolePlan], deadline_s: float, say: Callable[[str], None] = print) -> None:
+    """Waits until the autoscaler has brought the nodes that the plan needs; at once where they are there.
+
+    Ray Train takes its bundles by itself and without a word: this asks for them before, and gives them back.
+    Raises ResourceError as `Placement.reserve` does.
+    """
+    if not _needs_growth(roles):
+        return
+    end = time.monotonic() + deadline_s
+    groups: list[PlacementGroup] = []
+    try:
+        for pool in pools_of(roles):
+            groups.append(_group(pool))
+            _wait(groups[-1], pool, end, deadline_s, say, True)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+    fits(roles, bring_up.nodes())
+
+
+def _needs_growth(roles: Sequence[RolePlan]) -> bool:
+    nodes = bring_up.nodes()
+    # the autoscaler is asked only where there is no room
+    most = growth.most_of_cluster() if places(roles, nodes)[1] is not None else None
+    return growth.needs_growth(roles, nodes, most)
+
+
+def _group(pool: PoolPlan, name: str = "") -> PlacementGroup:
+    bundle = {name: n for name, n in (("CPU", pool.cpus), ("GPU", pool.gpus)) if n}
+    return placement_group([bundle] * pool.bundles, pool.strategy, name)
+
+
+def _wait(
+    group: PlacementGroup, pool: PoolPlan, end: float, deadline_s: float, say: Callable[[str], None], grows: bool
+) -> None:
     asked = f"pool {pool.name} asks {pool.bundles} x {pool.cpus:g} CPU, {pool.gpus:g} GPU ({pool.strategy})"
     while True:
         left = end - time.monotonic()
@@ -103,9 +138,16 @@ def _wait(group: PlacementGroup, pool: PoolPlan, end: float, deadline_s: float, 
             return
         free = ray.available_resources()
         state = f"{asked}; free in the cluster: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+        if grows:
+            state += f" on {len(bring_up.nodes())} node(s)"
         if time.monotonic() >= end:
-            raise ResourceError(
-                f"no room after {deadline_s:g} s: {state}. Others hold the rest: see the dashboard's Actors "
-                "tab and `ray status`; wait for them, or ask less in layout"
+            cause = (
+                "The autoscaler has not brought the nodes: see `ray status` and the head's monitor.log, or raise "
+                "start_deadline_s where the job has it"
+                if grows
+                else "Others hold the rest: see the dashboard's Actors tab and `ray status`; wait for them, or ask "
+                "less in layout"
             )
-        say(f"waiting for room, {max(0.0, left):.0f} s left: {state}")
+            raise ResourceError(f"no room after {deadline_s:g} s: {state}. {cause}")
+        what = "the autoscaler, which is expected to bring nodes" if grows else "room"
+        say(f"waiting for {what}, {max(0.0, left):.0f} s left: {state}")

@@ -40,6 +40,7 @@ FLAGS = ("--help", "-h", "--print-config", "--dry-run")
 INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
 FAILED = 1
+_GROWTH_S = 600.0  # as long a job without a start_deadline_s waits for an autoscaler's nodes
 # Ray Data adds advice about retries to what its tasks raise; it does not mend a user's rows
 _RETRIES = re.compile(r"\nFailed to .* attempts \(")
 
@@ -203,15 +204,18 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
 
 
 def _dry_run(job: _Job[C], config: C) -> int:
-    from cluster import bring_up
-    from cluster.layout import fits, render
+    from cluster import bring_up, growth
+    from cluster.layout import places, render
 
     plans, nodes = _plan(job, config), bring_up.planned_nodes()
     for stage, roles in plans.items():
         print(f"{stage}:\n{render(roles, nodes)}\n")
-    for roles in plans.values():
-        fits(roles, nodes)
-    _check_shared(config, plans, len(nodes))
+    lacking = [roles for roles in plans.values() if places(roles, nodes)[1] is not None]
+    most = growth.planned_most() if lacking else None
+    for stage, roles in plans.items():
+        if growth.needs_growth(roles, nodes, most):
+            print(f"{stage}: would need growth: the autoscaler may bring the nodes it lacks")
+    _check_shared(config, plans, len(most or nodes))
     for stage, made in job.made(config).items():
         print(f"{stage}: {_would_do(stage, made)}")
     return 0
@@ -237,6 +241,7 @@ def _would_do(stage: str, made: Made) -> str:
 def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     from cluster import bring_up
     from cluster.layout import fits
+    from cluster.placement import grow
 
     plans = _plan(job, config)
     if job.parents is not None and _is_finished(job.name, config, job.parents(config)):
@@ -249,10 +254,9 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
     try:
         bring_up.connect(_metadata(job.name, config))
         listen()  # Ray has put its own handler in place
-        nodes = bring_up.nodes()
         for roles in plans.values():
-            fits(roles, nodes)
-        _check_shared(config, plans, len(nodes))
+            grow(roles, getattr(config, "start_deadline_s", _GROWTH_S))
+        _check_shared(config, plans, len(bring_up.nodes()))
         job.run(config)
     except BaseException as error:
         _let_go(error)
