@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 
+os.environ["RAY_AUTH_MODE"] = "disabled"  # `ray start` would make a token after this process has looked for one
+
 import psutil
 import ray
 
-from cluster import bring_up, growth
+from cluster import bring_up, growth, placement
 from cluster.config import LayoutConfig
 from cluster.layout import worker_plan
 from cluster.placement import Placement, grow
@@ -28,7 +30,9 @@ def config(address):
         "cluster_name": "growing",
         "max_workers": 2,
         "provider": {
-            "type": "fake_multinode",
+            # as `external`: the example file that its own type wants is not in Ray's wheel
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -50,6 +54,11 @@ def config(address):
         "idle_timeout_minutes": 5,
         "auth": {},
         "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "docker": {},
         "initialization_commands": [],
         "setup_commands": [],
         "head_setup_commands": [],
@@ -57,6 +66,12 @@ def config(address):
         "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
     }
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
 
 
 def start(address, folder):
@@ -73,7 +88,7 @@ def start(address, folder):
     host, port = address.split(":")
     command = ["ray", "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=1"]
     command += [f"--autoscaling-config={path}", "--include-dashboard=false", "--object-store-memory=80000000"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--ray-client-server-port=0"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={free_port()}"]
     with open(os.path.join(folder, "ray.log"), "w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -106,9 +121,7 @@ def refusal(work):
 
 
 def main():
-    with socket.socket() as found:
-        found.bind(("", 0))
-        address = f"{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     with tempfile.TemporaryDirectory() as folder:
         head = start(address, folder)
         try:
@@ -120,12 +133,13 @@ def main():
                     time.sleep(1)
             seen = {"before": len(bring_up.nodes()), "most": [node["CPU"] for node in growth.most_of_cluster() or []]}
             lines = []
+            placement._REPORT_EVERY_S = 0.5  # the node comes soon
             seen["too_much"] = refusal(lambda: Placement.reserve(layout(4), 120, lines.append))
             seen["too_many_workers"] = refusal(lambda: grow([worker_plan("sft", 5, 1.0)], 120, lines.append))
             seen["refused_lines"] = list(lines)
-            placement = Placement.reserve(layout(3), 120, lines.append)
+            reserved = Placement.reserve(layout(3), 120, lines.append)
             seen |= {"lines": lines, "after": len(bring_up.nodes())}
-            placement.release()
+            reserved.release()
             grow([worker_plan("sft", 4, 1.0)], 5)  # there is room now
             ray.shutdown()
             print("SEEN " + json.dumps(seen))
