@@ -248,7 +248,9 @@ def _held(plan: Sequence[RolePlan], nodes: Sequence[Mapping[str, float]], number
 
 def _totals(nodes: Sequence[Mapping[str, float]]) -> str:
     total = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU", "memory")}
-    return f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {total['memory'] / _GIB:.1f} GiB"
+    known = all("memory" in node for node in nodes)  # of a node that an autoscaler may bring it need not be
+    memory = f"{total['memory'] / _GIB:.1f} GiB" if known else "memory not known"
+    return f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory}"
 
 
 def _holds(free: Sequence[float], ask: Sequence[float]) -> bool:

@@ -56,4 +56,4 @@ def test_released_bundles_are_free_again(seen):
 def test_more_than_the_cluster_has_is_refused_at_once(seen):
     assert "asked: 3 CPU" in seen["too_much"]["message"]
     assert "available: 4 CPU, 0 GPU" in seen["too_much"]["message"]
-    assert seen["too_much"]["seconds"] < 30  # not the deadline of 60
+    assert seen["too_much"]["seconds"] < 1
