@@ -159,9 +159,11 @@ class StageWriter:
             "metrics": metrics,
             "files": _inventory(self.path),
         }
-        if not self.is_local:
-            self._filesystem.put(self.path, f"{self._remote_root}/{self.name}", recursive=True)
         final = f"{self._remote_root}/{self.name}"
+        if not self.is_local:
+            if self._filesystem.exists(final):  # of a former try: `put` would write into it, a level deeper
+                self._filesystem.rm(final, recursive=True)
+            self._filesystem.put(self.path, final, recursive=True)
         _write(self._filesystem, f"{final}/{MANIFEST}", _json(manifest))
         if is_best:  # before `latest`: a run resumes from there, and by then `best` must keep this step
             _write(self._filesystem, f"{self._remote_root}/best", self.name)

@@ -91,9 +91,11 @@ def kill_at(monkeypatch, number: int) -> None:
     monkeypatch.setattr(checkpoint, "_write", write_or_die)
 
 
+@pytest.mark.parametrize("kind", ["local", "memory"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_kill_while_finishing_loses_neither_the_newest_nor_the_best(tmp_path, monkeypatch, number):
-    root = f"{tmp_path}/run/sft"
+def test_a_kill_while_finishing_loses_neither_the_newest_nor_the_best(tmp_path, monkeypatch, number, kind):
+    monkeypatch.setenv("RAYRLHF_CACHE", str(tmp_path / "cache"))
+    root = f"{tmp_path}/run/sft" if kind == "local" else f"memory://killed-{tmp_path.name}/sft"
     write(root, 1, "weights 1", is_best=True, is_final=False, keep=1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, number)  # manifest, best, latest
