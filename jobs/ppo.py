@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cluster.layout import RolePlan
     from cluster.placement import Placement
-    from rayrlhf.batches import TextBatch
+    from rayrlhf.batches import Prompts, TextBatch
     from rayrlhf.coordinator import Roles
     from rayrlhf.data.prompt_stream import Originals
     from rayrlhf.models.targets import Shapes
@@ -287,7 +287,7 @@ async def _run(config: PPOConfig) -> str:
         waiting=lambda: calls.wait_for(DRIVER, "a batch of prompts"),
     )
     try:
-        roles = await _start(config, placement, groups, stopwatch, texts, originals, restarts)
+        roles = await _start(config, placement, groups, stopwatch, texts, prompts, originals, restarts)
         gold = _known_to_the_watchdog(load_function(config.gold), "scores of gold") if config.gold else None
         return await PPOLoop(
             ppo=PPO(roles, config.algorithm, seed),
@@ -334,6 +334,8 @@ async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:
 
 def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Stream[TextBatch] | None:
     """The batches of a pretraining mix after the first `used` ones."""
+    from actors import calls
+    from actors.watchdog import DRIVER
     from rayrlhf.data.prompt_stream import text_batches
     from rayrlhf.stream import Stream
 
@@ -344,6 +346,7 @@ def _texts(config: PPOConfig, tokenizer: Any, used: int) -> Stream[TextBatch] | 
         lambda first, last: text_batches(mix.data, tokenizer, mix.rows, last, config.run.seed, skip=first),
         used,
         config.loop.steps,
+        waiting=lambda: calls.wait_for(DRIVER, "a batch of texts"),
     )
 
 
@@ -353,6 +356,7 @@ async def _start(
     groups: dict[str, Any],
     stopwatch: Any,
     texts: Stream[TextBatch] | None,
+    prompts: Stream[Prompts],
     originals: Originals,
     restarts: Restarts,
 ) -> Roles:
@@ -437,7 +441,7 @@ async def _start(
     if originals.columns:
         parts["reward"] = WithColumns(groups["reward"], originals)
     if texts is not None:
-        parts["policy"] = PretrainingMix(parts["policy"], texts)
+        parts["policy"] = PretrainingMix(parts["policy"], texts, prompts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}
     return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
 

@@ -52,27 +52,18 @@ class CriticWarmup(_Around):
 
 
 class PretrainingMix(_Around):
-    """Learns from a batch of `texts` in each RL step besides (PPO-ptx).
+    """Learns from a batch of `texts` in each RL step besides (PPO-ptx): the one of the same number as the batch of
+    `prompts` taken last, also where steps are taken again or learn nothing."""
 
-    After a restart the texts are those that followed the newest `save` or `load`, as the steps since are done again.
-    """
-
-    def __init__(self, policy: Any, texts: Stream[TextBatch]) -> None:
+    def __init__(self, policy: Any, texts: Stream[TextBatch], prompts: Stream[Any]) -> None:
         super().__init__(policy)
-        self.texts, self._kept = texts, texts.used
+        self.texts, self.prompts = texts, prompts
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> Metrics:
-        texts = await asyncio.to_thread(next, self.texts)
+        self.texts.seek(self.prompts.used - 1)
+        reading = asyncio.ensure_future(asyncio.to_thread(next, self.texts))
+        try:
+            texts = await asyncio.shield(reading)
+        finally:  # no thread can be ended: it must not move `texts` when others have gone on
+            await asyncio.wait([reading])
         return await self.policy.update(batch, step, kl_coefficient, texts)
-
-    async def save(self, directory: str) -> None:
-        await super().save(directory)
-        self._kept = self.texts.used
-
-    async def load(self, directory: str, lr_scale: float = 1.0) -> None:
-        await super().load(directory, lr_scale)
-        self._kept = self.texts.used
-
-    async def restart(self) -> None:
-        await super().restart()
-        self.texts.seek(self._kept)

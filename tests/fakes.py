@@ -36,6 +36,7 @@ class FakeRoles:
         default_factory=list
     )  # ("policy.update", 3): its third call raises StateLost
     asked: Counter[str] = field(default_factory=Counter)
+    texts: dict[int, object] = field(default_factory=dict)  # by step, what the policy's newest update was given
     restarts: int = 0
     untrained: float = -1.0
 
@@ -113,8 +114,11 @@ class FakePolicy:
         self.shared.may_be_lost("policy.logprobs")
         return torch.where(rollouts.response_mask, self.shared.logprob, 0.0)
 
-    async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> dict[str, float]:
+    async def update(
+        self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: object = None
+    ) -> dict[str, float]:
         self.shared.calls.append("policy.update")
+        self.shared.texts[step] = texts
         self.shared.kl_coefficients.append(kl_coefficient)
         self.shared.updates += 1
         self.shared.may_be_lost("policy.update")
@@ -157,6 +161,7 @@ class FakeCritic:
         return {"loss/value_avg": 0.5}
 
     async def save(self, directory: str) -> None:
+        self.shared.may_be_lost("critic.save")
         os.makedirs(f"{directory}/state", exist_ok=True)
 
     async def load(self, directory: str, lr_scale: float) -> None:

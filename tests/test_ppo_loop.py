@@ -4,6 +4,8 @@ import asyncio
 import errno
 import io
 import json
+import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,6 +15,7 @@ from rayrlhf.checkpoint import find_stage, writing
 from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.errors import CheckpointError, DivergenceError, GaveUp, Interrupted
 from rayrlhf.metrics import MetricsLog
+from rayrlhf.policy_roles import PretrainingMix
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
 from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
 from rayrlhf.restarts import RecoveryConfig, Restarts
@@ -183,6 +186,34 @@ def test_policy_or_critic_lost_anywhere_the_numbers_are_those_of_the_undisturbed
     assert rows[-1]["perf/role_restarts"] == 1 and lossy.logprob == whole.logprob
     assert Progress.of(find_stage(f"{tmp_path}/lossy/ppo")).batches == 5
     assert "policy and critic go on from" in done.console.file.getvalue()
+
+
+@pytest.mark.parametrize("lost", [("critic.save", 2), ("critic.update", 4)])
+def test_a_pretraining_mix_goes_on_with_the_texts_of_the_steps_taken_again(tmp_path, lost):
+    """Lost in the second save, when the policy's part is written, and while a thread still reads the texts."""
+
+    def slowly(first, last):
+        for number in range(first, last):
+            time.sleep(0.02)
+            yield number
+
+    class Later(FakeRoles):
+        async def publish(self, version):
+            await asyncio.sleep(0.05)  # by when a thread that was left has its text
+            return await super().publish(version)
+
+    fake = Later(lost_at=[lost])
+    done = loop(fake, tmp_path, 5, save_every=2)
+    roles, update = done.ppo.roles, done.ppo.roles.critic.update
+
+    async def update_later(*given):
+        await asyncio.sleep(0.01)  # by when the thread reads
+        return await update(*given)
+
+    roles.critic.update = update_later
+    done.ppo.roles = replace(roles, policy=PretrainingMix(roles.policy, Stream(slowly, 0, 5), done.prompts))
+    asyncio.run(done.run())
+    assert done.restarts.count == 1 and fake.texts == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
 
 
 def test_lost_while_it_is_being_restored_or_after_a_rollback(tmp_path):
