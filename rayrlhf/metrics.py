@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import fsspec
 
+from rayrlhf.checkpoint import writing
 from rayrlhf.metric_names import described, gauge_name
 from rayrlhf.redaction import redacted
 from rayrlhf.trackers.base import StageOfRun
@@ -69,7 +70,7 @@ class MetricsLog:
             tracker.rewind(done)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one step's metrics, `{name: float}`."""
+        """Write one step's metrics, `{name: float}`.  Raises CheckpointError where the disk is full."""
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time_s": round(time.time(), 3)}
         row["total_steps"] = self.total_steps
         row |= {name: _plain(value) for name, value in metrics.items()}
@@ -81,10 +82,11 @@ class MetricsLog:
     def close(self) -> None:
         """Flush and close all of it.  While an error ends the stage the trackers are told so."""
         is_failed = sys.exc_info()[0] is not None
-        if self._file is not None:
-            self._file.close()
         for tracker in self._trackers:
             tracker.close(is_failed)
+        if self._file is not None:
+            with writing(self._path):
+                self._file.close()
 
     def _earlier(self, done: int) -> list[str]:
         """The file's lines without those of this stage after step `done`; the file is cut to them."""
@@ -93,8 +95,16 @@ class MetricsLog:
         lines = self._filesystem.cat_file(self._path).decode().splitlines()
         kept = [line for line in lines if not self._is_stale(line, done)]
         if len(kept) < len(lines):
-            self._filesystem.pipe_file(self._path, "".join(line + "\n" for line in kept).encode())
+            self._replace(kept)
         return kept
+
+    def _replace(self, lines: list[str]) -> None:
+        """A local file in one step: a kill or a full disk leaves the former one, with the rows of all stages."""
+        new = self._path + ".part" if self.is_local else self._path
+        with writing(self._path):
+            self._filesystem.pipe_file(new, "".join(line + "\n" for line in lines).encode())
+            if self.is_local:
+                os.replace(new, self._path)
 
     def _is_stale(self, line: str, done: int) -> bool:
         try:
@@ -105,10 +115,11 @@ class MetricsLog:
 
     def _write(self, line: str) -> None:
         if self._file is not None:
-            self._file.write(line + "\n")
+            with writing(self._path):
+                self._file.write(line + "\n")
             return
         self._lines.append(line)
-        self._filesystem.pipe_file(self._path, "".join(line + "\n" for line in self._lines).encode())
+        self._replace(self._lines)
 
     def _to_ray(self, metrics: dict[str, float]) -> None:
         import ray

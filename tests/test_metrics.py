@@ -1,11 +1,14 @@
 """The log holds what it was given."""
 
+import errno
 import json
 import math
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from rayrlhf import metrics
+from rayrlhf.errors import CheckpointError
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.trackers.base import StageOfRun
 
@@ -30,6 +33,31 @@ def test_each_step_stands_in_the_log_once(tmp_path):
     assert rows() == [*before, ("ppo", 2, 3, 2.0)]
     MetricsLog(str(run), "ppo", 3).close()  # a new run in its place
     assert [stage for stage, *_ in rows()] == ["sft", "sft"]
+
+
+def test_a_disk_that_is_full_when_rows_are_dropped_costs_no_row(tmp_path, monkeypatch):
+    log = MetricsLog(str(tmp_path), "ppo", 5)
+    for step in (1, 2, 3):
+        log.log(step, {"loss": 1.0})
+    log.close()
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def full(filesystem, path, content):
+        with open(path, "wb"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="jsonl cannot be written: No space left"):
+        patch.setattr(LocalFileSystem, "pipe_file", full)
+        MetricsLog(str(tmp_path), "ppo", 5, done=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    MetricsLog(str(tmp_path), "ppo", 5, done=2).close()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before.splitlines()[:2]
+    log = MetricsLog(str(tmp_path), "ppo", 5, done=2)
+    log._file = open("/dev/full", "w", buffering=1)
+    with pytest.raises(CheckpointError, match="No space left"):
+        log.log(3, {"loss": 1.0})
+    with pytest.raises(CheckpointError, match="No space left"):  # it writes what is left
+        log.close()
 
 
 def test_the_log_appends_lines_that_any_json_parser_reads(tmp_path):
