@@ -103,8 +103,9 @@ class StageWriter:
         self.name = f"step_{step:06d}"
         self.path = f"{self._remote_root if self.is_local else tempfile.mkdtemp(prefix='rayrlhf-')}/{self.name}"
         shutil.rmtree(self.path, ignore_errors=True)
-        os.makedirs(self.model_dir)
-        os.makedirs(self.state_dir)
+        with writing(self.path):
+            os.makedirs(self.model_dir)
+            os.makedirs(self.state_dir)
 
     @property
     def model_dir(self) -> str:

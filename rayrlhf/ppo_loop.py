@@ -26,7 +26,7 @@ from rich.text import Text
 
 from rayrlhf import stopping
 from rayrlhf.batches import Prompts
-from rayrlhf.checkpoint import StageDir, StageWriter, find_stage
+from rayrlhf.checkpoint import StageDir, StageWriter, find_stage, writing
 from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.errors import CheckpointError, DivergenceError, HealthError, StateLost
 from rayrlhf.evaluation.metrics import distinct_n, positive_share
@@ -200,10 +200,10 @@ class PPOLoop:
         is_good = not self.health.is_suspicious(progress.health)
         is_best = is_evaluated and is_good and self._beats(metrics, progress.best)
         progress.best = metrics[config.best] if is_best else progress.best
-        is_asked = stopping.asked()
-        if is_best or (step % config.save_every == 0 and is_good) or step == config.steps or is_asked:
+        is_due = is_best or (step % config.save_every == 0 and is_good) or step == config.steps or stopping.asked()
+        if is_due:
             await self._save(step, metrics, is_best)
-        return is_asked
+        return is_due and stopping.asked()  # it may have been asked while it saved
 
     def _beats(self, metrics: dict[str, float], best: float) -> bool:
         bound = self.config.max_kl
@@ -257,7 +257,8 @@ class PPOLoop:
 
     async def _write(self, writer: StageWriter, step: int, metrics: dict[str, float], is_best: bool) -> None:
         await gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
-        with open(os.path.join(writer.state_dir, _PROGRESS), "w", encoding="utf-8") as file:
+        path = os.path.join(writer.state_dir, _PROGRESS)
+        with writing(path), open(path, "w", encoding="utf-8") as file:
             json.dump({"progress": asdict(self.progress), "algorithm": self.ppo.state_dict()}, file)
         writer.finish(
             "ppo",

@@ -187,6 +187,15 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path):
     assert find_stage(str(root)).manifest["step"] == 1
 
 
+def test_a_step_that_cannot_even_begin_is_told(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "makedirs", full)
+    with pytest.raises(CheckpointError, match="step_000001 cannot be written: No space left"):
+        StageWriter(f"{tmp_path}/sft", 1)
+
+
 def test_words_of_other_libraries_about_a_full_disk_are_understood_and_other_errors_left(tmp_path):
     with pytest.raises(CheckpointError, match="No space left on device"), writing(f"{tmp_path}/not/there/yet"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rayrlhf import stopping
+from rayrlhf import ppo_loop, stopping
 from rayrlhf.checkpoint import find_stage, writing
 from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.errors import CheckpointError, DivergenceError, GaveUp, Interrupted
@@ -108,6 +108,20 @@ def test_asked_to_stop_it_ends_after_the_step_saved_and_goes_on_as_if_never_aske
     assert [{n: resumed[step].get(n) for n in names} for step in (1, 2, 3, 4)] == [
         {n: whole[step].get(n) for n in names} for step in (1, 2, 3, 4)
     ]
+
+
+def test_asked_to_stop_while_it_saves_it_ends_with_that_checkpoint(tmp_path):
+    part = loop(FakeRoles(), tmp_path, 4, save_every=2)
+    save = part.ppo.roles.critic.save
+
+    async def ask_and_save(directory):
+        assert stopping.request()
+        await save(directory)
+
+    part.ppo.roles.critic.save = ask_and_save
+    with pytest.raises(Interrupted):
+        asyncio.run(part.run())
+    assert find_stage(f"{tmp_path}/ppo").manifest["step"] == 2 and max(rows_of(tmp_path)) == 2
 
 
 def test_resumed_after_any_step_it_gives_the_numbers_of_the_undisturbed_run(tmp_path):
@@ -256,6 +270,15 @@ def test_a_full_disk_ends_the_run_without_its_half_written_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="step_000002 cannot be written: No space left on device"):
         asyncio.run(done.run())
     assert [path.name for path in (tmp_path / "ppo").glob("step_*")] == ["step_000001"]
+
+
+def test_a_disk_that_is_full_for_the_loops_own_file_is_told_as_such(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ppo_loop, "asdict", full)
+    with pytest.raises(CheckpointError, match="loop.json cannot be written: No space left on device"):
+        asyncio.run(loop(FakeRoles(), tmp_path, 4).run())
 
 
 def test_a_further_step_begins_the_count_anew(tmp_path):
