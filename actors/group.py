@@ -44,6 +44,7 @@ from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, TextBatc
 from rayrlhf.errors import GaveUp, RoleError, StateLost
 from rayrlhf.restarts import RecoveryConfig, Restarts
 from rayrlhf.roles import Metrics
+from rayrlhf.side_by_side import gather
 
 T = TypeVar("T")
 _NAME_S = 30.0  # as long may Ray hold the name of an actor that was killed
@@ -89,7 +90,8 @@ class ActorGroup:
         return self._class.options(**self._placement.options(self.role, rank)).remote()
 
     async def _replace(self, rank: int) -> None:
-        """A new process in an actor's place, whatever became of the former one."""
+        """A new process in an actor's place, whatever became of the former one.  Raises RoleError where Ray holds the
+        former one's name for long."""
         self.places.pop(self.names[rank], None)
         ray.kill(self.handles[rank])
         end = asyncio.get_running_loop().time() + _NAME_S
@@ -97,9 +99,11 @@ class ActorGroup:
             try:
                 self.handles[rank] = self._create(rank)
                 return
-            except ValueError:  # the name is the former one's still
+            except ValueError as error:  # the name is the former one's still
                 if asyncio.get_running_loop().time() > end:
-                    raise
+                    raise RoleError(
+                        f"{self.names[rank]} cannot be begun anew: {_NAME_S:g} s after it was killed Ray says: {error}"
+                    ) from error
                 await asyncio.sleep(0.1)
 
     async def _listen(self, rank: int, deadline_s: float) -> None:
@@ -156,7 +160,10 @@ class RankGroup(ActorGroup):
 
     async def restart(self) -> None:
         """New processes, with the models that training began with.  Raises StateLost."""
-        await asyncio.gather(*(self._replace(rank) for rank in range(len(self.handles))))
+        try:
+            await gather(*(self._replace(rank) for rank in range(len(self.handles))))
+        except RoleError as error:
+            raise _lost(error) from error
         await self.start(self._start_deadline_s)
 
     async def everyone(self, method: str, *args: Any, deadline_s: float | None = None, **kwargs: Any) -> list[Any]:

@@ -328,7 +328,9 @@ def _known_to_the_watchdog(function: Callable[..., T], what: str) -> Callable[..
 
 async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:
     """`perf/ROLE_memory_gib`: what the largest actor of each role has held at most so far."""
-    held = await asyncio.gather(*(group.peak_memory() for group in groups.values()))
+    from rayrlhf.side_by_side import gather
+
+    held = await gather(*(group.peak_memory() for group in groups.values()))
     return {f"perf/{role}_{name}": gib for role, one in zip(groups, held, strict=True) for name, gib in one.items()}
 
 

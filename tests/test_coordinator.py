@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 
+from jobs.ppo import _peak_memory
 from rayrlhf.algorithms.masking import masked_whiten
 from rayrlhf.batches import CriticBatch, PolicyBatch
 from rayrlhf.coordinator import PPO, Roles
@@ -212,3 +213,23 @@ async def test_the_first_error_ends_the_calls_beside_it_before_it_is_raised():
         await gather(gives(1), long(), fails())
     assert ended == ["long"]
     assert await gather(gives(1), gives(2)) == [1, 2]
+
+
+async def test_where_memory_is_asked_for_too_no_call_outlives_the_first_error():
+    ended = []
+
+    class Group:
+        def __init__(self, name):
+            self.name = name
+
+        async def peak_memory(self):
+            if self.name == "policy":
+                raise StateLost("policy-0 died")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(self.name)
+
+    with pytest.raises(StateLost, match="policy-0 died"):
+        await _peak_memory({name: Group(name) for name in ("rollout", "policy")})
+    assert ended == ["rollout"]

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actors import calls
+from actors import group as group_file
 from actors.group import RankGroup, ReferenceGroup, ReplicaGroup, RewardGroup
 from actors.ranks import EngineRank
 from actors.reference import ReferenceReplica
@@ -175,6 +176,20 @@ async def test_what_fails_each_time_ends_it_and_a_users_error_at_once(groups, tm
     with pytest.raises(ConfigError, match="the user's"):
         await group.ask(0, "fail", str(tmp_path), how | {"kind": "refuse"})
     assert len(os.listdir(tmp_path)) == before + 1
+
+
+@pytest.mark.parametrize(("kind", "raised"), [(RankGroup, StateLost), (ReplicaGroup, GaveUp)])
+async def test_a_name_that_ray_does_not_let_go_of_is_a_failure_as_others_are(monkeypatch, kind, raised):
+    class Held(kind):
+        def _create(self, rank):
+            if hasattr(self, "handles"):
+                raise ValueError("The name one-0 is already taken")
+
+    monkeypatch.setattr(group_file, "_NAME_S", 0.0)
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    group = Held("one", Echo, {}, Anywhere(), 1, 1.0, Restarts(RecoveryConfig(max_restarts=0)))
+    with pytest.raises(raised, match="one-0 cannot be begun anew: .*already taken"):
+        await (group.restart() if kind is RankGroup else group.ask(0, "pid"))
 
 
 async def test_a_call_that_is_given_up_while_its_replica_begins_anew_leaves_a_group_that_works(groups, tmp_path):
