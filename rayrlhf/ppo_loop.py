@@ -222,11 +222,12 @@ class PPOLoop:
             raise DivergenceError(found["roll_back"])
 
     def _goes_on(self) -> str:
-        try:
-            stage = find_stage(self.stage_root, kind="ppo")
-        except CheckpointError:
+        if not self._kept.step:
             return "There is no checkpoint from before it began: the same command starts anew"
-        return f"{stage.path} is from before it began: the same command goes on from there"
+        path = f"{self.stage_root}/step_{self._kept.step:06d}"
+        if self.health.is_suspicious(self._kept.health):
+            return f"{path}, saved on request, is from when it was counting: the same command goes on from there"
+        return f"{path} is from before it began: the same command goes on from there"
 
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style), soft_wrap=True)  # one line, however narrow the console
@@ -323,10 +324,9 @@ class PPOLoop:
             ) from error
         try:
             then = Progress.of(find_stage(self.stage_root, kind="ppo"))
-        except CheckpointError:
-            raise DivergenceError(
-                f"{error}\nThere is no checkpoint yet to go back to: loop.save_every is {self.config.save_every}"
-            ) from error
+        except CheckpointError as problem:
+            none = f"There is no checkpoint yet to go back to: loop.save_every is {self.config.save_every}"
+            raise DivergenceError(f"{error}\n{problem if self._kept.step else none}") from error
         self._print(f"warning: {error}", style="yellow")
         now.step, now.best, now.num_rollbacks = then.step, then.best, now.num_rollbacks + 1
         now.health = rolled_back(then.health)

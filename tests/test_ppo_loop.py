@@ -13,7 +13,7 @@ from rich.console import Console
 from rayrlhf import ppo_loop, stopping
 from rayrlhf.checkpoint import find_stage, writing
 from rayrlhf.coordinator import PPO, Roles
-from rayrlhf.errors import CheckpointError, DivergenceError, GaveUp, Interrupted
+from rayrlhf.errors import CheckpointError, DivergenceError, GaveUp, HealthError, Interrupted
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.policy_roles import PretrainingMix
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
@@ -172,6 +172,37 @@ def test_where_no_rollback_is_left_the_run_stops(tmp_path, options, diverges_at,
     with pytest.raises(DivergenceError, match="the policy's training diverged") as error:
         asyncio.run(loop(FakeRoles(diverges_at=diverges_at), tmp_path, 4, **options).run())
     assert told in str(error.value)
+
+
+def test_where_the_newest_checkpoint_is_torn_a_rollback_says_so(tmp_path):
+    done = loop(FakeRoles(diverges_at=[3]), tmp_path, 4)
+    generate = done.ppo.roles.rollout.generate
+
+    async def tear_and_generate(*given):
+        (tmp_path / "ppo" / "step_000002" / "model" / "config.json").unlink(missing_ok=True)
+        return await generate(*given)
+
+    done.ppo.roles.rollout.generate = tear_and_generate
+    with pytest.raises(DivergenceError, match="step_000002 is torn: model/config.json is missing"):
+        asyncio.run(done.run())
+
+
+def test_a_watch_that_stops_says_where_a_run_that_was_stopped_as_it_counted_goes_on(tmp_path):
+    options = {"health": {"metrics": {"objective/kl": {"above": 1.0, "steps": 3, "action": "stop"}}}}
+    part = loop(FakeRoles(), tmp_path, 8, **options)
+    update = part.ppo.roles.critic.update
+
+    async def update_and_ask(batch, step):  # the KL is above 1 from step 4 on
+        if step == 5:
+            assert stopping.request()
+        return await update(batch, step)
+
+    part.ppo.roles.critic.update = update_and_ask
+    with pytest.raises(Interrupted):
+        asyncio.run(part.run())
+    progress = Progress.of(find_stage(f"{tmp_path}/ppo"))
+    with pytest.raises(HealthError, match="step_000005, saved on request, is from when it was counting"):
+        asyncio.run(loop(FakeRoles(), tmp_path, 8, progress=progress, **options).run(progress))
 
 
 def plain(rows: list[dict]) -> list[dict]:
