@@ -511,7 +511,7 @@ def _inventory(root: str) -> dict[str, dict[str, Any]]:
     for folder, _, names in os.walk(root):
         for name in names:
             path = os.path.join(folder, name)
-            found[os.path.relpath(path, root)] = {"size": os.path.getsize(path), "sha256": _sha256(path)}
+            found[os.path.relpath(path, root)] = {"size": os.path.getsize(path), "sha256": _sha256(path, settle=True)}
     found.pop(MANIFEST, None)
     return found
 
@@ -524,6 +524,9 @@ def _differs(path: str, entry: dict[str, Any]) -> str:
     return "" if _sha256(path) == entry["sha256"] else "has another sha256 than when it was written"
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: str, settle: bool = False) -> str:
+    """`settle`: and the file is on the disk then, so that no power loss leaves a manifest of files that are not."""
     with open(path, "rb") as file:
+        if settle:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

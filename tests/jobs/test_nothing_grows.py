@@ -17,8 +17,9 @@ from tests.jobs.test_ppo import overrides
 
 STEPS = 200
 MIB = 2**20
-# how much more the last quarter may hold than the second one, in which all caches have been filled
-ALLOWED = {"memory": 8 * MIB, "files": 2, "threads": 1, "object store": 2 * MIB}
+# How much more the last quarter may hold than the second one.  One version of the weights kept in each of the 100 steps
+# between them were 46 MiB; vLLM's prefix cache, which is bounded, takes 7 while it fills.
+ALLOWED = {"memory": 16 * MIB, "files": 2, "threads": 1, "object store": 2 * MIB}
 
 pytestmark = pytest.mark.slow
 
