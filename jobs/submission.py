@@ -72,8 +72,8 @@ def submit(argv: Sequence[str]) -> int:
     address = dashboard_address(given.address)
     # Ray kills a job 3 seconds after it was asked to stop, before it could end its step and save
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S} | dict(_variable(text) for text in given.env)
+    config = _checked(given.job, given.arguments)  # first: a typo is told as one, whatever its key looks like
     _check_shown(given.arguments)
-    config = _checked(given.job, given.arguments)
     run = config.get("run") or {}
     _check_root(run.get("root"), address)
     _check_sent(config)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.redaction import MASK, is_secret, redacted_text
+from rayrlhf.redaction import MASK, hides, redacted_text
 
 GIB = 2**30
 # The driver's command line, for the workers that write a stage: their own is Ray's.
@@ -50,8 +50,8 @@ def remember_command(words: Sequence[str]) -> None:
 
 def masked(word: str) -> str:
     """A word of a command line with the secrets in it masked."""
-    key, equals, _ = word.partition("=")
-    return f"{key}={MASK}" if equals and is_secret(key) else redacted_text(word)
+    key, _, value = word.partition("=")
+    return f"{key}={MASK}" if hides(key, value) else redacted_text(word)
 
 
 @functools.cache

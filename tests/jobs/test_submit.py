@@ -286,6 +286,7 @@ def test_what_is_here_and_would_not_be_sent_is_refused(tmp_path):
         (["submit", *SFT, "--adress", "far"], "unrecognized arguments: --adress"),
         (["submit", *SFT, "--env", "x"], "--env x: write NAME=VALUE"),
         (["submit", *SFT[:-1], "data.train=s3://key:word@b/x"], "data.train=s3://***@b/x holds a secret"),
+        (["submit", *SFT, "max_new_token=128"], "max_new_token: unknown key"),
         (["jobs", "--address", "far:8265"], "--address=far:8265 is no URL"),
         (["jobs", "--address", "http://127.0.0.1:9"], "no cluster takes jobs at http://127.0.0.1:9"),
         (["logs"], "the following arguments are required: id"),
