@@ -44,6 +44,7 @@ class IsolatedFunction:
         self.name, self.threads = name, threads
         self.needed: tuple[str, ...] = ()  # columns that the function cannot do without
         self._process: subprocess.Popen[bytes] | None = None
+        self._sending: threading.Thread | None = None
         self._num_lines = 0
 
     def start(self, deadline_s: float | None = None) -> None:
@@ -83,10 +84,10 @@ class IsolatedFunction:
         Raises CallFailed; after timeout and died the process is gone, with all that it started.
         """
         self._num_lines = 0
-        try:
-            self._calls.send_bytes(json.dumps([prompts, responses, columns]).encode())
-        except OSError:  # it died between two calls
-            pass
+        batch = json.dumps([prompts, responses, columns]).encode()
+        # beside the wait, whose deadline is for both: a process that does not read lets a long batch wait
+        self._sending = threading.Thread(target=self._send, args=(batch,), daemon=True)
+        self._sending.start()
         answer = self._hear(deadline_s, "the call")
         if "scores" not in answer:
             raise CallFailed(answer["kind"], answer["told"])
@@ -99,9 +100,15 @@ class IsolatedFunction:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._sending is not None:
+            self._sending.join(1.0)  # the other end of what it writes to is gone: that ends it
         self._calls.close()
         self._life.close()
         self._process = None
+
+    def _send(self, batch: bytes) -> None:
+        with suppress(OSError):  # it died between two calls, or is killed at the deadline: `_hear` tells
+            self._calls.send_bytes(batch)
 
     def _hear(self, deadline_s: float | None, what: str) -> dict[str, Any]:
         """The process's next answer."""

@@ -125,6 +125,17 @@ def test_it_is_killed_from_outside_between_two_calls(made) -> None:
         ask(function, "a" * 1_000_000)  # more than a socket takes unread
 
 
+def test_a_process_that_does_not_read_is_given_up_at_the_deadline(made) -> None:
+    function = made()
+    (worker,) = (int(pid) for pid in _children(function._process.pid))
+    os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(CallFailed, match="took longer than 0.2 s") as error:
+        ask(function, "a" * 10_000_000, deadline_s=0.2)  # more than a socket takes unread
+    assert error.value.kind == "timeout" and all_gone([worker]) and not function._sending.is_alive()
+    function.start()
+    assert ask(function, "a" * 10_000_000) == [10_000_000.0]
+
+
 def _children(pid: int) -> list[str]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return file.read().split()
