@@ -6,13 +6,14 @@ goes back to what was served, and the next one changes nothing else.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from jobs.serve_config import ServeConfig, check_models
 from jobs.serve_snapshots import Snapshots
-from rayrlhf.checkpoint import stage_hash
+from rayrlhf.checkpoint import model_folder, stage_hash
 from rayrlhf.errors import RayRLHFError
 
 
@@ -29,7 +30,7 @@ class Follower:
         """`deploy` lets the running application be what a configuration says; it raises where it cannot."""
         self.config, self._deploy, self._say, self._snapshots = config, deploy, say, snapshots
         self._marks = {served.name: stage_hash(served.model) for served in config.served}  # seen, served or not
-        self._folders = {served.name: snapshots.folder(served.model) for served in config.served}
+        self._folders = {served.name: self._first(served.name, served.model) for served in config.served}
         self._said: dict[str, str] = {}  # by model: why it was not looked at the last time
 
     @property
@@ -43,6 +44,8 @@ class Follower:
             try:
                 mark = stage_hash(served.model)
                 if mark == self._marks[served.name]:
+                    if not os.path.isdir(self._folders[served.name]):
+                        self._snapshots.folder(served.model)  # linked anew: replicas that start later read it
                     continue
                 folder = self._snapshots.folder(served.model)
             except Exception as error:  # made anew just now, unfinished, or a storage that does not answer: look again
@@ -52,6 +55,15 @@ class Follower:
             if folder != self._folders[served.name]:
                 self._roll_out(served.name, folder)
                 self._snapshots.keep_only(self._folders.values())
+
+    def _first(self, name: str, model: str) -> str:
+        """What to serve at the start: the step itself until the next look, where no snapshot can be made just now."""
+        try:
+            return self._snapshots.folder(model)
+        except OSError as error:
+            self._say(f"{name}: no snapshot yet, tried again at the next look ({error})")
+            self._marks[name] = ""
+            return model_folder(model)
 
     def _roll_out(self, name: str, folder: str) -> None:
         self._say(f"newer: {name}, {folder}; rolling out")

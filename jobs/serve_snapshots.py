@@ -9,6 +9,7 @@ server on the run removes what has not been renewed for `STALE_S`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
+from fsspec.utils import get_protocol
+
 from rayrlhf.checkpoint import MANIFEST, model_folder
 from rayrlhf.errors import CheckpointError
 
@@ -27,6 +30,8 @@ FOLDER = ".served"
 RENEW_S = 60.0
 STALE_S = 3600.0  # a server that was held up for minutes loses nothing
 _ATTEMPTS = 3
+# no hard links there, today or tomorrow: another file system, none of links, or one that we may not write to
+_NEVER = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EROFS)
 
 
 class Snapshots:
@@ -55,20 +60,23 @@ class Snapshots:
         """The model folder to serve for what `path` means now: the snapshot of a step of a run; of anything else, and
         where no links can be made, what `model_folder` says.
 
-        Raises as `model_folder`; CheckpointError too where the step goes away again and again while it is linked.
+        Raises as `model_folder`; CheckpointError too where the step goes away again and again while it is linked;
+        OSError where a link fails for what may pass, such as a full disk.
         """
         for _ in range(_ATTEMPTS):
             source = model_folder(path)
             step = os.path.dirname(os.path.abspath(source))
             is_of_a_run = re.fullmatch(r"step_\d+", os.path.basename(step)) and os.path.isfile(f"{step}/{MANIFEST}")
             run = os.path.dirname(os.path.dirname(step))
-            if "://" in path or not is_of_a_run or run in self._without:
+            if get_protocol(path) not in ("file", "local") or not is_of_a_run or run in self._without:
                 return source  # what comes from a URI is in the cache, which nothing prunes
             try:
                 return self._link(run, step)
             except FileNotFoundError:  # pruned or made anew just now: the pointer names another by now
                 continue
             except OSError as error:
+                if error.errno not in _NEVER:
+                    raise
                 self._without.add(run)
                 self._say(
                     f"{run}: no links can be made there ({error.strerror or error}), so its step folders "
@@ -85,12 +93,27 @@ class Snapshots:
                     shutil.rmtree(f"{home}/{name}", ignore_errors=True)
 
     def renew(self) -> None:
-        """Say that this server lives."""
+        """Say that this server lives.  What another removed, as it took this one for dead, the next look links anew."""
         for home in list(self._homes):
             try:
                 os.utime(home)
+            except FileNotFoundError:
+                self._make_anew(home)
             except OSError:  # a storage that does not answer: the lease lasts for many renewals
                 continue
+
+    def _make_anew(self, home: str) -> None:
+        root = os.path.dirname(home)
+        if not os.path.isdir(os.path.dirname(root)):  # the run itself is gone
+            return
+        try:
+            os.makedirs(home, exist_ok=True)
+        except OSError:  # at the next renewal
+            return
+        self._say(
+            f"{home} was removed while it was in use: did this server stand still for more than {STALE_S / 60:g} "
+            "minutes, so that another took it for dead? The steps that are still there are linked anew at the next look"
+        )
 
     def _renew_until_over(self) -> None:
         while not self._is_over.wait(RENEW_S):

@@ -1,5 +1,6 @@
 """Snapshots of what is served: hard links that outlive the step, each server's own, gone with their server."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -114,6 +115,56 @@ def test_where_no_links_can_be_made_it_is_said_once(tmp_path, monkeypatch) -> No
         shutil.copytree(step / "model", plain)
         assert snapshots.folder(str(plain)) == str(plain), "no run's: nothing prunes it"
     assert len(said) == 1 and "Invalid cross-device link" in said[0]
+
+
+def test_a_stage_given_as_a_uri_of_a_local_file_has_a_snapshot_too(tmp_path) -> None:
+    step = write(tmp_path, 10)
+    with Snapshots(print) as snapshots:
+        folder = Path(snapshots.folder(f"file://{tmp_path}/ppo"))
+        assert FOLDER in folder.parts and os.path.samefile(folder / "config.json", step / "model/config.json")
+
+
+def test_a_link_that_fails_for_what_may_pass_is_tried_again_at_the_next_look(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.serve_follow.check_models", lambda config: None)
+    step, said, link = write(tmp_path, 10), list[str](), os.link
+
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(serve_snapshots.os, "link", fill)
+    with Snapshots(said.append) as snapshots:
+        asked = list[str]()
+        config = ServeConfig(models={"ppo": str(tmp_path / "ppo")}, follow_s=1)
+        follower = Follower(config, lambda config: asked.append(config.served[0].model), said.append, snapshots)
+        assert follower.pinned.served[0].model == str(step / "model") and "No space left on device" in said[0]
+        follower.look()
+        assert asked == [] and len(said) == 2 and "No space left on device" in said[1]
+        monkeypatch.setattr(serve_snapshots.os, "link", link)
+        follower.look()
+        follower.look()
+        assert len(asked) == 1 and FOLDER in asked[0] and follower.pinned.served[0].model == asked[0]
+
+
+def test_a_lease_that_was_taken_while_the_server_slept_is_made_anew_and_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.serve_follow.check_models", lambda config: None)
+    write(tmp_path, 10)
+    said, asked = list[str](), list[Any]()
+    with Snapshots(said.append) as snapshots:
+        config = ServeConfig(models={"ppo": str(tmp_path / "ppo")}, follow_s=1)
+        follower = Follower(config, asked.append, said.append, snapshots)
+        folder = Path(follower.pinned.served[0].model)
+        shutil.rmtree(folder.parents[3])
+        snapshots.renew()
+        snapshots.renew()
+        assert folder.parents[3].is_dir() and len(said) == 1 and "was removed while it was in use" in said[0]
+        follower.look()
+        assert (folder / "original/weights").read_text() == "step 10" and asked == []
+        shutil.rmtree(tmp_path / FOLDER)
+        shutil.rmtree(tmp_path / "ppo")
+        tmp_path.rmdir()
+        snapshots.renew()
+        assert not tmp_path.exists() and len(said) == 1, "a run that is gone is not made anew"
+        tmp_path.mkdir()
 
 
 def test_what_a_killed_server_left_goes_and_a_living_one_s_stays(tmp_path) -> None:
