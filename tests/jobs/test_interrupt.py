@@ -15,10 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs import cli
 from rayrlhf.checkpoint import find_stage
 
 ROOT = Path(__file__).parents[2]
 SHORT = "jobs/configs/demo_short.yaml"
+PLANTED = "planted5Kq"  # begins each secret, none of which has a form of its own
+SECRET_VARIABLES = ("WANDB_API_KEY", "RAYRLHF_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture
@@ -30,9 +33,9 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(ray_folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_TMPDIR": str(ray_folder), "PYTHONUNBUFFERED": "1"}
+    environment |= {"RAY_TMPDIR": str(ray_folder), "PYTHONUNBUFFERED": "1"} | variables
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -97,6 +100,7 @@ def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder
 
 
 def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
+    """Nor has this real run, whose environment and configuration hold secrets, written or printed one."""
     # Ray Data is still reading prompts then; what it cleans up must not start a Ray of its own
     for file in range(30):
         rows = "".join(f"number {file} {row}\n" for row in range(100))
@@ -108,6 +112,8 @@ def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
         "prompts.max_tokens=40",
         "sampling.max_new_tokens=8", "rollout.engine=transformers", "policy.minibatch=8",
         "loop.rollout_batch=8", "loop.steps=1500", "loop.evaluation_prompts=8",
+        f'sampling.stop_strings=["http://me:{PLANTED}url@host/x"]',
+        **{name: f"{PLANTED}{name}" for name in SECRET_VARIABLES},
     )  # fmt: skip
     assert job.stdout is not None
     seen = []
@@ -124,6 +130,14 @@ def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
     assert_nothing_left(ray_folder)
     cut = find_stage(f"{tmp_path}/cut/ppo").manifest
     assert cut["step"] >= 3 and not cut["is_final"] and "ppo: stopped after a whole step" in rest
+    assert cli.main(["report", f"{tmp_path}/cut"]) == 0
+    assert "http://***@host/x" in Path(f"{tmp_path}/cut/ppo/step_{cut['step']:06}/stage.json").read_text()
+    assert "http://***@host/x" in Path(f"{tmp_path}/cut/report.html").read_text()
+    assert PLANTED not in "".join(seen) + rest
+    written = [path for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    found = {path.name: path.read_bytes() for path in written if PLANTED.encode() in path.read_bytes()}
+    assert list(found) == ["generation_config.json"], "the model itself needs what it stops at"
+    assert found["generation_config.json"].count(PLANTED.encode()) == 1, "and nothing of the environment"
 
 
 def test_a_failing_stage_is_named_and_leaves_no_process(tmp_path, ray_folder):
