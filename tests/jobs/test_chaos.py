@@ -168,13 +168,23 @@ def test_a_lost_nodes_roles_go_on_elsewhere(tiny_model, reward_folder, prompts_f
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_driver_killed_at_a_random_moment_goes_on_exactly(tiny_model, reward_folder, prompts_file, tmp_path):
-    """SIGKILL to the driver of a PPO run, three times, while it trains, saves or starts; the same command goes on."""
-    more = {"loop.steps": 8, "loop.save_every": 2, "rollout.engine": "transformers", "run.trackers": "[]"}
+@pytest.mark.parametrize(("job_name", "steps"), [("ppo", 8), ("sft", 240)])
+def test_a_driver_killed_at_a_random_moment_goes_on_exactly(
+    job_name, steps, tiny_model, reward_folder, prompts_file, tmp_path
+):
+    """SIGKILL to a run's driver, three times, while it trains, saves or starts; the same command goes on."""
+    rows = [{"prompt": f"number {n}", "completion": f" is {n % 7}"} for n in range(64)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def command(root: Path) -> list[str]:
-        keys = overrides(root, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
-        return [sys.executable, "-m", "jobs.ppo", *keys]
+        if job_name == "ppo":
+            more = {"loop.steps": steps, "loop.save_every": 2, "rollout.engine": "transformers", "run.trackers": "[]"}
+            keys = overrides(root, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        else:
+            keys = ["run.name=tiny", f"run.root={root}", "run.trackers=[]", f"model={tiny_model('llama')}"]
+            keys += [f"data.train={tmp_path / 'rows.jsonl'}", "data.max_tokens=64", "train.minibatch=8"]
+            keys += ["train.num_workers=2", f"train.max_steps={steps}", "train.epochs=99", "train.save_every=20"]
+        return [sys.executable, "-m", f"jobs.{job_name}", *keys]
 
     def rows_of(root: Path) -> list[dict]:
         return [json.loads(line) for line in (root / "tiny" / "metrics.jsonl").read_text().splitlines()]
@@ -182,7 +192,7 @@ def test_a_driver_killed_at_a_random_moment_goes_on_exactly(tiny_model, reward_f
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run(command(tmp_path / "whole"), cwd=ROOT, env=environment, check=True, timeout=300)
     log = tmp_path / "cut" / "tiny" / "metrics.jsonl"
-    for step in sorted(random.sample(range(1, 8), 3)):
+    for step in sorted(random.sample(range(1, steps), 3)):
         job = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT, env=environment, start_new_session=True)
         while not (log.exists() and f'"step": {step},' in log.read_text()):
             assert job.poll() is None, "it ended before its step"
