@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 APP_NAME = "rayrlhf"
 _PROCESSES_GIB = 2.5  # a replica, its engine and its worker process with a tiny model, measured
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # see cluster/bring_up.py
+}
 # of a cluster's own, or of no meaning where Ray Serve deploys the application itself
 _NOT_OF_AN_APPLICATION = ("host", "port", "start_deadline_s", "follow_s")
 
