@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayrlhf.batches import Rollouts
 from rayrlhf.models.causal_lm import load_causal_lm
-from rayrlhf.models.forward import autocast
+from rayrlhf.models.forward import autocast, leaves_padding_out
 from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training.passes import response_logprobs, token_pass
 
@@ -35,4 +35,5 @@ class ReferenceReplica(LoggedRole):
                 lambda part: response_logprobs(self.model, part, self.temperature),
                 self.forward_tokens,
                 self.device,
+                is_packed=leaves_padding_out(self.model),
             )

@@ -106,11 +106,6 @@ class FineTuning:
         self.plan(config)  # finds the layers of an adapter
         if config.peft is not None and not config.peft.is_mergeable:
             self.check_virtual_tokens(config.peft, config.data.max_tokens, context)
-            if config.train.packing:
-                raise ConfigError(
-                    f"train.packing=true has no place for the virtual tokens of peft.kind={config.peft.kind}, which "
-                    "stand before each row: set it to false"
-                )
 
     def tokenizer(self, config: FineTuneConfig) -> Any:
         """The model's tokenizer, with the stage's chat template."""

@@ -1,22 +1,35 @@
-"""Forward passes over right-padded batches.
+"""Forward passes over texts of unlike lengths, without computing anything of padding.
 
-No attention mask is passed.  Causal attention over right-padded rows never lets a real token see
-padding, so real positions are exact whatever the pad token is (pad == eos included), positions
-are 0, 1, 2, ..., and the attention kernel takes its fast causal path.
+    rows, right-padded [B, T]      the real tokens, one row after the other [1, N]      back as asked
+    | a a a a . |                  | a a a a b b c c c |  embeddings, matrices,         [B, T, ...], or only
+    | b b . . . |   ------->         norms, heads: one token at a time      ------->    the tokens asked for
+    | c c c . . |                  attention alone sees rows: padded, for its kernel
 
-A model that packs (`use_packing`) computes the same without the padding: the rows stand one after the
-other, positions start anew with each, and from them transformers makes attention block-diagonal.
+Padding is the largest waste on short texts (half of a batch of sentences), and attention the smallest part of a pass
+over them: so only attention gets rows, in groups whose shortest is at least half as long as their longest.
+
+No attention mask is passed.  Causal attention over right-padded rows never lets a real token see padding, so real
+positions are exact whatever the pad token is (pad == eos included), and the kernel takes its fast causal path.
+
+A model whose layers mix tokens by other means than attention (state spaces, convolutions, virtual tokens before the
+text) computes whole right-padded rows.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_PACKS = "packs_rows"  # an attribute of the model, read by every pass
+_ATTENTION = "rayrlhf_rows"  # the name under which transformers finds `_attention`
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_CAN = "computes_without_padding"  # an attribute of the model, the answer of `leaves_padding_out`
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -24,70 +37,262 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def use_packing(model: Any) -> None:
-    """From now on passes through `model` leave padding out."""
-    setattr(model, _PACKS, True)
+def leaves_padding_out(model: Any) -> bool:
+    """Whether passes through `model` compute nothing of padding: what a pass costs is then its real tokens."""
+    if not hasattr(model, _CAN):
+        setattr(model, _CAN, _can_leave_padding_out(model))
+    return bool(getattr(model, _CAN))
 
 
-def packs(model: Any) -> bool:
-    """Whether passes through `model` leave padding out."""
-    return bool(getattr(model, _PACKS, False))
+def _can_leave_padding_out(model: Any) -> bool:
+    config, base = getattr(model, "config", None), getattr(model, "base_model_prefix", None)
+    if config is None or base is None or not getattr(model, "_supports_attention_backend", False):
+        return False
+    peft = getattr(model, "active_peft_config", None)
+    return (
+        not (peft is not None and peft.is_prompt_learning)
+        and not getattr(model, "_is_stateful", False)
+        and set(getattr(config, "layer_types", None) or ()) <= _KNOWN_LAYERS
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and not any("sinks" in name for name, _ in model.named_parameters())
+        and not any(isinstance(module, torch.nn.Conv1d) for module in model.modules())
+    )
 
 
-def _states(model: Any, body: Any, name: str, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """[B, T, ...]: what `body` computes of each token, the output `name`."""
-    if not packs(model) or not len(tokens):
-        rows = _rows_or_one(tokens)
-        states = getattr(body(input_ids=rows, use_cache=False), name)
-        # a tuned prompt's virtual tokens have states too, before the text's
-        return states[: len(tokens), states.shape[1] - rows.shape[1] :]
-    columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    real = columns < lengths[:, None]
-    flat = getattr(_packed(body, tokens[real], columns[real]), name)[0]
-    padded = flat.new_zeros((*tokens.shape, flat.shape[-1]))
-    padded[real] = flat
-    return padded
-
-
-def _packed(body: Any, tokens: Tensor, positions: Tensor) -> Any:
-    """The output of `body` for texts that stand one after the other, i64 `[N]` each."""
-    return body(input_ids=tokens[None], position_ids=positions[None], use_cache=False)
-
-
-def _rows_or_one(tokens: Tensor) -> Tensor:
-    """`tokens`, or one dummy row in place of none.
-
-    A rank that has run out of rows still has to run every module: ZeRO 3 gathers weights inside
-    the forward and ZeRO 2 reduces gradients inside the backward, on all ranks together.
-    """
-    return tokens if tokens.shape[0] else tokens.new_zeros((1, max(1, tokens.shape[1])))
+# ---- what callers ask for
 
 
 def causal_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Logits [B, T, V] of right-padded `tokens` i64[B, T]; entry t predicts token t + 1.
 
-    Entries at and after `lengths` i64[B] are finite and mean nothing.  B may be 0: the result is
-    then empty but still attached to every parameter.
+    Entries at and after `lengths` i64[B] are 0.  B may be 0: the result is then empty but still attached to every
+    parameter.
     """
-    _check(tokens, lengths)
-    return _states(model, model, "logits", tokens, lengths)
+    return _padded(_of_rows(model, model, "logits", tokens, lengths), tokens, lengths)
 
 
-def packed_logits(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Logits [1, N, V] of `tokens` i64[N]: texts of `lengths` i64[P] one after the other, none seeing another."""
+def chosen_logits(model: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+    """Logits [n, V] that predict the n True tokens of `mask` bool[B, T], in order; no others are computed.
+
+    The first token of a row, which nothing predicts, and padding may not be True: ValueError.
+    """
+    starts = lengths.cumsum(0) - lengths
+    if bool(mask[:, :1].any()):
+        raise ValueError("mask has the first token of a row, which nothing predicts")
+    rows, columns = mask.nonzero(as_tuple=True)
+    if bool((columns >= lengths[rows]).any()):
+        raise ValueError("mask has tokens of padding")
+    return _of_rows(model, model, "logits", tokens, lengths, keep=starts[rows] + columns - 1)
+
+
+def packed_logits(model: Any, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+    """Logits [n, V] that predict the n True tokens of `mask` bool[N], of `tokens` i64[N]: texts of `lengths` i64[P] one
+    after the other, none seeing another, whose first tokens are not True."""
     if int(lengths.sum()) != len(tokens):
         raise ValueError(f"lengths of {int(lengths.sum())} tokens in all do not fit {len(tokens)} tokens")
-    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    logits: Tensor = _packed(model, tokens, torch.arange(len(tokens), device=tokens.device) - starts).logits
-    return logits
+    return _states(model, model, "logits", tokens, lengths, mask.nonzero()[:, 0] - 1)
 
 
 def last_hidden(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Hidden states [B, T, D] after the last norm, of the model under its head; B may be 0."""
-    _check(tokens, lengths)
-    return _states(model, getattr(model, model.base_model_prefix), "last_hidden_state", tokens, lengths)
+    """Hidden states [B, T, D] after the last norm, of the model under its head; 0 from `lengths` on.  B may be 0."""
+    body = getattr(model, model.base_model_prefix)
+    return _padded(_of_rows(model, body, "last_hidden_state", tokens, lengths), tokens, lengths)
 
 
-def _check(tokens: Tensor, lengths: Tensor) -> None:
+# ---- rows to real tokens and back
+
+
+def _real(tokens: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+
+
+def _of_rows(model: Any, body: Any, name: str, tokens: Tensor, lengths: Tensor, keep: Tensor | None = None) -> Tensor:
+    """`_states` of right-padded rows."""
     if lengths.shape != tokens.shape[:1]:
         raise ValueError(f"lengths {list(lengths.shape)} do not fit tokens {list(tokens.shape)}")
+    return _states(model, body, name, tokens[_real(tokens, lengths)], lengths, keep)
+
+
+def _padded(flat: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T, ...] of flat [N, ...]."""
+    padded = flat.new_zeros((*tokens.shape, flat.shape[-1]))
+    padded[_real(tokens, lengths)] = flat
+    return padded
+
+
+def _states(model: Any, body: Any, name: str, flat: Tensor, lengths: Tensor, keep: Tensor | None = None) -> Tensor:
+    """[N, ...]: what `body` computes of each token, the output `name`; of the tokens `keep` alone, i64[n] of [0, N),
+    where given.
+
+    A rank that has run out of rows still has to run every module: ZeRO 3 gathers weights inside the forward and ZeRO 2
+    reduces gradients inside the backward, on all ranks together.  So without rows, or tokens to keep, one dummy is
+    computed, and none of it returned.
+    """
+    count = len(flat) if keep is None else len(keep)
+    if not len(flat):
+        flat, lengths = flat.new_zeros(1), lengths.new_ones(1)
+    if keep is not None and not count:
+        keep = flat.new_zeros(1)
+    compute = _without_padding if leaves_padding_out(model) else _with_padding
+    return compute(model, body, name, flat, lengths, keep)[:count]
+
+
+def _without_padding(model: Any, body: Any, name: str, flat: Tensor, lengths: Tensor, keep: Tensor | None) -> Tensor:
+    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    positions = torch.arange(len(flat), device=flat.device) - starts
+    with _attending_to_rows(model, lengths), _head_of(model, None if keep is None else lambda x: x[0, keep]):
+        output = body(input_ids=flat[None], position_ids=positions[None], use_cache=False)
+    states: Tensor = getattr(output, name)[0]
+    return states
+
+
+def _with_padding(model: Any, body: Any, name: str, flat: Tensor, lengths: Tensor, keep: Tensor | None) -> Tensor:
+    rows = flat.new_zeros((len(lengths), int(lengths.max())))
+    real = _real(rows, lengths)
+    rows[real] = flat
+    index = real.flatten().nonzero()[:, 0]  # of each real token among all
+    if keep is not None:
+        index = index[keep]
+
+    def chosen(states: Tensor) -> Tensor:
+        # a tuned prompt's virtual tokens have states too, before the text's
+        return states[:, states.shape[1] - rows.shape[1] :].flatten(0, 1)[index]
+
+    with _head_of(model, None if keep is None else chosen):
+        states = getattr(body(input_ids=rows, use_cache=False), name)
+    return states[0] if keep is not None else chosen(states)
+
+
+@contextmanager
+def _head_of(model: Any, choose: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Inside, the head of `model` is given `choose(hidden states)` [n, D] in the place of all of them, and returns
+    [1, n, V]; None: it is given all."""
+    if choose is None:
+        yield
+        return
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, inputs: (choose(inputs[0])[None], *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# ---- attention over the rows of one flat sequence
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring rows of like lengths."""
+
+    start: int  # of its tokens in the flat sequence
+    stop: int
+    rows: int
+    longest: int
+    index: Tensor | None  # place of each of its tokens in the padded rows [rows * longest]; None: nothing is padded
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """[rows, H, longest, D] of [H, N, D]."""
+        mine = flat[:, self.start : self.stop].transpose(0, 1)
+        padded = mine if self.index is None else _Spread.apply(mine, self.index, self.rows * self.longest)
+        return padded.reshape(self.rows, self.longest, *mine.shape[1:]).transpose(1, 2)
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """[n, H, D] of [rows, longest, H, D]."""
+        whole = padded.reshape(self.rows * self.longest, *padded.shape[2:])
+        return whole if self.index is None else _Collect.apply(whole, self.index)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows [n, ...] to their places in zeros [size, ...]; the gradient is collected.  (Indexing's own gradient adds up
+    where a place is named twice, which none is here, one after the other.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros((size, *x.shape[1:])).index_copy_(0, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy_(0, index, grad), None
+
+
+_GROUPS: ContextVar[list[_Group]] = ContextVar("groups of rows")
+_SWITCHED = threading.Lock()  # a model's attention is switched for one pass at a time
+
+
+def _groups(lengths: Tensor) -> list[_Group]:
+    found: list[_Group] = []
+    sizes, first, start = lengths.tolist(), 0, 0
+    while first < len(sizes):
+        last, longest, shortest = first, sizes[first], sizes[first]
+        while last < len(sizes) and max(longest, sizes[last]) <= 2 * min(shortest, sizes[last]):
+            longest, shortest = max(longest, sizes[last]), min(shortest, sizes[last])
+            last += 1
+        some = lengths[first:last]
+        index = None
+        if shortest < longest:
+            index = _real(some.new_zeros((len(some), longest)), some).flatten().nonzero()[:, 0]
+        stop = start + sum(sizes[first:last])
+        found.append(_Group(start, stop, last - first, longest, index))
+        first, start = last, stop
+    return found
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: `query` [1, H, N, D] of the flat sequence, and out [1, N, H, D]."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    out = []
+    for group in _GROUPS.get():
+        q, k, v = (group.pad(x[0]) for x in (query, key, value))
+        mask = None
+        if sliding_window is not None and group.longest > sliding_window:
+            place = torch.arange(group.longest, device=query.device)
+            ago = place[:, None] - place
+            mask = ((ago >= 0) & (ago < sliding_window))[None, None]
+        attended, _ = sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling)
+        out.append(group.flatten(attended))
+    return torch.cat(out)[None], None
+
+
+@contextmanager
+def _attending_to_rows(model: Any, lengths: Tensor) -> Iterator[None]:
+    """Inside, attention of `model` over a flat sequence is that of its rows."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)
+    config = model.config
+    with _SWITCHED:
+        before, token = config._attn_implementation, _GROUPS.set(_groups(lengths))
+        config._attn_implementation = _ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            _GROUPS.reset(token)

@@ -84,5 +84,7 @@ def position_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
 
 def sequence_scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """The score of each sequence, f32[B]: the head at its last token."""
-    scores = position_scores(model, tokens, lengths)
-    return scores.gather(1, (lengths - 1)[:, None])[:, 0]
+    ends = last_hidden(model, tokens, lengths)[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+    with torch.autocast(ends.device.type, enabled=False):
+        scores: Tensor = model.score(ends.float())[..., 0]
+    return scores

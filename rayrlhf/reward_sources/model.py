@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rayrlhf.batches import Rollouts, Scores
+from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.models.scalar import load_scalar, sequence_scores
 from rayrlhf.training.microbatches import microbatches
 
@@ -31,7 +32,8 @@ class RewardModel:
         """The scores, f32[B], of `tokens` i64[B, T], padded after `lengths` i64[B]."""
         device = next(self.model.parameters()).device
         total = torch.zeros(len(tokens), dtype=torch.float32)
-        for rows in microbatches(lengths, self.microbatch_tokens, world_size=1, rank=0):
+        is_packed = leaves_padding_out(self.model)
+        for rows in microbatches(lengths, self.microbatch_tokens, 1, 0, is_packed):
             longest = int(lengths[rows].max())
             part = sequence_scores(self.model, tokens[rows, :longest].to(device), lengths[rows].to(device))
             total[rows] = part.float().cpu()

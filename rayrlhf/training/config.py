@@ -100,12 +100,7 @@ class TrainConfig(Section):
     threads_per_worker: int = Field(default=1, ge=1, description="torch CPU threads of a worker")
     minibatch: int = Field(default=64, ge=1, description="sequences (pairs) of one optimizer step, over all workers")
     microbatch_tokens: int = Field(
-        default=4096, ge=1, description="most tokens, padding included, of one forward pass of one worker"
-    )
-    packing: bool = Field(
-        default=False,
-        description="no padding: the rows of a forward pass stand one after the other, each seeing only itself; the "
-        "same numbers, for rows of unlike lengths and attention kernels that skip what is masked",
+        default=4096, ge=1, description="most tokens of one forward and backward pass of one worker"
     )
     epochs: int = Field(default=1, ge=1, description="passes over the training rows")
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many optimizer steps")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rayrlhf.algorithms.head_shift import unit_direction
-from rayrlhf.models.forward import last_hidden
+from rayrlhf.models.forward import last_hidden, leaves_padding_out
 from rayrlhf.models.scalar import HEAD, ShiftedHead
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import Row
@@ -63,7 +63,8 @@ def _states(engine: Engine, rows: Sequence[Row], token_budget: int) -> tuple[Ten
     middles = torch.tensor([len(row["input_ids"]) - 1 - sum(row["loss_mask"]) // 2 for row in rows])
     found: Tensor | None = None
     with engine.eval_mode(), torch.autocast(engine.device.type, enabled=False):
-        for numbers in microbatches(list(map(len, texts)), token_budget, engine.world_size, engine.rank):
+        is_packed = leaves_padding_out(engine.module)
+        for numbers in microbatches(list(map(len, texts)), token_budget, engine.world_size, engine.rank, is_packed):
             tokens, lengths = pad([texts[n] for n in numbers], engine.device)
             hidden = last_hidden(engine.module, tokens, lengths)
             index = torch.arange(len(numbers), device=engine.device)

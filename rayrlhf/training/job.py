@@ -50,10 +50,6 @@ def check(
             f"train.early_stopping.metric is {train.early_stopping.metric!r}, which no validation gives; "
             f"there are {', '.join(metrics)}"
         )
-    if data.packing is not None and train.packing:
-        raise ConfigError(
-            "train.packing=true has no effect with data.packing, whose rows have no padding anyway: leave it out"
-        )
     found = check_data(data, kind, tokenizer=tokenizer)
     if tokenizer is None:
         return
@@ -75,7 +71,7 @@ def check_data(
     if data.packing is not None and kind != "text":
         raise ConfigError(
             f"{prefix}.packing cuts texts and puts them together, which is for pretraining; {kind} rows stay whole. "
-            "Leave it out (train.packing=true leaves padding out)"
+            "Leave it out: nothing is computed of padding anyway"
         )
     if data.pretraining is not None and kind != "prompt_completion":
         other = {"text": f"list its path under {prefix}.train", "prompts": "set policy.pretraining"}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rayrlhf.batches import Rollouts
 from rayrlhf.errors import DivergenceError
+from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.roles import Metrics
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.microbatches import microbatches
@@ -57,7 +58,8 @@ class Learner:
         """`compute` of every row (see `token_pass`), shared out over the ranks; f32 `[B, T]` on each."""
         engine, budget = self.engine, self.update_config.forward_tokens
         with engine.eval_mode():
-            out = token_pass(rollouts, compute, budget, engine.device, engine.world_size, engine.rank)
+            is_packed = leaves_padding_out(engine.module)
+            out = token_pass(rollouts, compute, budget, engine.device, engine.world_size, engine.rank, is_packed)
         out = out.to(engine.device)
         dist.all_reduce(out)
         engine.leave_gpu()
@@ -105,8 +107,8 @@ class Learner:
     def pieces(self, minibatch: Any) -> Iterator[Any]:
         """This rank's share of a minibatch, on its device, one forward and backward pass each."""
         engine = self.engine
-        budget = self.update_config.microbatch_tokens
-        for share in microbatches(minibatch.lengths, budget, engine.world_size, engine.rank):
+        budget, is_packed = self.update_config.microbatch_tokens, leaves_padding_out(engine.module)
+        for share in microbatches(minibatch.lengths, budget, engine.world_size, engine.rank, is_packed):
             yield piece(minibatch, share, engine.device)
 
     def also_learn(self, index: int) -> tuple[Iterable[Any], int]:

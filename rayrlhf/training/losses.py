@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rayrlhf.algorithms.logprobs import token_logprobs
+from rayrlhf.algorithms.logprobs import chosen_logprobs
 from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto
 from rayrlhf.models import causal_lm, scalar
-from rayrlhf.models.forward import causal_logits, packed_logits
+from rayrlhf.models.forward import chosen_logits, packed_logits
 from rayrlhf.training.microbatches import pad
 
 Row = dict[str, Any]
@@ -37,8 +37,8 @@ class Loss(Protocol):
         """The model to train, from a Hugging Face folder."""
         ...
 
-    def padded_tokens(self, row: Row) -> int:
-        """Tokens that `row` takes in a microbatch where it is the longest."""
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
+        """Tokens that a pass computes for `row`; with padding (not `is_packed`), of one where it is the longest."""
         ...
 
     def tokens(self, row: Row) -> int:
@@ -81,7 +81,7 @@ class CausalLoss(RowByRow):
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
 
-    def padded_tokens(self, row: Row) -> int:
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return len(row["input_ids"])
 
     def tokens(self, row: Row) -> int:
@@ -96,28 +96,26 @@ class CausalLoss(RowByRow):
         tokens, lengths = pad([row["input_ids"] for row in rows], device)
         mask = pad([row["loss_mask"] for row in rows], device)[0].bool()
         mask[:, 0] = False
-        logprobs = token_logprobs(causal_logits(model, tokens, lengths), tokens)
-        return {"loss": -torch.where(mask, logprobs, 0.0).sum() / count}
+        return {"loss": -chosen_logprobs(chosen_logits(model, tokens, lengths, mask), tokens[mask]).sum() / count}
 
     def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
         return {"eval/loss": shares["loss"]}
 
 
 def _packed_logprobs(model: Any, rows: Sequence[Row], device: torch.device) -> Tensor:
-    """Log-probabilities of the tokens of `loss_mask` of packed rows, f32 `[1, N]` over all of their tokens; no mask
-    has the first token of a text, which nothing predicts."""
+    """Log-probabilities of the tokens of `loss_mask` of packed rows, f32 `[n]`; no mask has the first token of a text,
+    which nothing predicts."""
     tokens = torch.tensor([token for row in rows for token in row["input_ids"]], device=device)
     mask = torch.tensor([counts for row in rows for counts in row["loss_mask"]], dtype=torch.bool, device=device)
     lengths = torch.tensor([length for row in rows for length in row["lengths"]], device=device)
-    logprobs = token_logprobs(packed_logits(model, tokens, lengths), tokens[None])
-    return torch.where(mask[None], logprobs, 0.0)
+    return chosen_logprobs(packed_logits(model, tokens, lengths, mask), tokens[mask])
 
 
 class PairLoss(RowByRow):
     """What losses of chosen over rejected texts have in common."""
 
-    def padded_tokens(self, row: Row) -> int:
-        return 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
+        return self.tokens(row) if is_packed else 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
     def tokens(self, row: Row) -> int:
         return len(row["chosen_ids"]) + len(row["rejected_ids"])
@@ -213,7 +211,7 @@ class KTOLoss:
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
 
-    def padded_tokens(self, row: Row) -> int:
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return max(len(row["input_ids"]), len(row["kl_ids"]))
 
     def tokens(self, row: Row) -> int:
@@ -268,9 +266,9 @@ def completion_logprobs(
     tokens, lengths = pad(texts, device)
     column = torch.arange(tokens.shape[1], device=device)
     begin = torch.tensor(starts, dtype=torch.long, device=device)
-    mask = (column >= begin[:, None]) & (column < lengths[:, None])
-    logprobs = token_logprobs(causal_logits(model, tokens, lengths), tokens)
-    return torch.where(mask, logprobs, 0.0).sum(1)
+    mask = (column >= begin[:, None].clamp(min=1)) & (column < lengths[:, None])  # nothing predicts the first token
+    logprobs = chosen_logprobs(chosen_logits(model, tokens, lengths, mask), tokens[mask])
+    return logprobs.new_zeros(len(tokens)).index_add(0, mask.nonzero()[:, 0], logprobs)
 
 
 def numbers(rows: Sequence[Row], name: str, device: torch.device) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayrlhf.algorithms.logprobs import token_logprobs
+from rayrlhf.algorithms.logprobs import chosen_logprobs
 from rayrlhf.batches import Rollouts
-from rayrlhf.models.forward import causal_logits
+from rayrlhf.models.forward import chosen_logits
 from rayrlhf.training.microbatches import microbatches
 
 
@@ -41,14 +41,15 @@ def token_pass(
     device: torch.device,
     world_size: int = 1,
     rank: int = 0,
+    is_packed: bool = False,
 ) -> Tensor:
     """`compute(piece)` (f32 `[b, t]`, one number a token; b may be 0) over this rank's share of the rows.
 
-    Pieces hold at most `token_budget` padded tokens.  Returns f32 `[B, T]` on the CPU in the rows'
-    order; rows of other ranks and padding are 0, so the sum over ranks is the whole.
+    Pieces hold at most `token_budget` tokens, padding not counted where `is_packed`.  Returns f32 `[B, T]` on the CPU
+    in the rows' order; rows of other ranks and padding are 0, so the sum over ranks is the whole.
     """
     out = torch.zeros(rollouts.tokens.shape, dtype=torch.float32)
-    for rows in microbatches(rollouts.lengths, token_budget, world_size, rank):
+    for rows in microbatches(rollouts.lengths, token_budget, world_size, rank, is_packed):
         answer = compute(piece(rollouts, rows, device)).float().cpu()
         out[rows, : answer.shape[1]] = answer
     return out
@@ -59,5 +60,13 @@ def response_logprobs(model: Any, part: Any, temperature: float) -> Tensor:
 
     `part`: any batch with tokens, lengths and response_mask.
     """
-    logits = causal_logits(model, part.tokens, part.lengths)
-    return torch.where(part.response_mask, token_logprobs(logits, part.tokens, temperature), 0.0)
+    mask = part.response_mask
+    logits = chosen_logits(model, part.tokens, part.lengths, mask)
+    return spread(chosen_logprobs(logits, part.tokens[mask], temperature), mask)
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` `[n]` at the n True places of `mask` bool`[B, T]`, 0 elsewhere."""
+    out = values.new_zeros(mask.shape)
+    out[mask] = values
+    return out

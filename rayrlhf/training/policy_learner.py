@@ -10,20 +10,19 @@ from torch import Tensor
 
 from rayrlhf.algorithms.entropy_control import EntropyControl
 from rayrlhf.algorithms.kl import kl_loss
-from rayrlhf.algorithms.logprobs import token_logprobs, token_logprobs_and_entropy
+from rayrlhf.algorithms.logprobs import chosen_logprobs, chosen_logprobs_and_entropy
 from rayrlhf.algorithms.loss_weights import importance_weights, token_weights
-from rayrlhf.algorithms.masking import masked_sum
 from rayrlhf.algorithms.ppo_loss import policy_loss
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
 from rayrlhf.models.adapters import adapter_off, with_adapter
 from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer, set_end
-from rayrlhf.models.forward import causal_logits
+from rayrlhf.models.forward import chosen_logits
 from rayrlhf.roles import Metrics
 from rayrlhf.training.distributed import seed_all
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.learner import Counts, Learner
 from rayrlhf.training.moving_average import MovingAverage
-from rayrlhf.training.passes import response_logprobs
+from rayrlhf.training.passes import response_logprobs, spread
 from rayrlhf.training.ppo_config import Normaliser, PolicyUpdateConfig
 
 _NAMES = {
@@ -119,8 +118,9 @@ class PolicyLearner(Learner):
         if isinstance(part, TextBatch):
             return self._text_loss(part, counts)
         config, mask, bonus = self.config, part.response_mask, self.entropy_control.coefficient
-        logits = causal_logits(self.engine.module, part.tokens, part.lengths)
-        logprobs, entropies = token_logprobs_and_entropy(logits, part.tokens, self.temperature, entropy_grad=bonus > 0)
+        logits = chosen_logits(self.engine.module, part.tokens, part.lengths, mask)
+        chosen, entropies = chosen_logprobs_and_entropy(logits, part.tokens[mask], self.temperature)
+        logprobs = spread(chosen, mask)
         mean = token_weights(mask, self.normaliser, counts.tokens, counts.sequences, self.normaliser_constant)
         weights, more = mean, {}
         if config.importance_cap is not None:
@@ -142,7 +142,7 @@ class PolicyLearner(Learner):
         if self._kl_coefficient:
             kl, kl_stats = kl_loss(logprobs, part.ref_logprobs, mask, self.kl_kind, counts.tokens, mean)
             loss, more = loss + self._kl_coefficient * kl, more | kl_stats
-        entropy = masked_sum(entropies, mask) / counts.tokens
+        entropy = (entropies if bonus else entropies.detach()).sum() / counts.tokens
         deviation = ((logprobs.detach() - part.logprobs)[mask].exp() - 1).abs()
         more["objective/entropy"] = entropy.detach()
         more["policy/ratio_dev_max"] = deviation.max() if len(deviation) else deviation.new_zeros(())
@@ -165,8 +165,9 @@ class PolicyLearner(Learner):
         """coefficient * mean negative log-likelihood of a token (InstructGPT eq. 2, gamma), at temperature 1."""
         mix = self.config.pretraining
         assert mix is not None, "texts came, but config.pretraining is not set"
-        logprobs = token_logprobs(causal_logits(self.engine.module, part.tokens, part.lengths), part.tokens)
-        loss = -torch.where(part.loss_mask, logprobs, 0.0).sum() / counts.text_tokens
+        mask = part.loss_mask
+        logits = chosen_logits(self.engine.module, part.tokens, part.lengths, mask)
+        loss = -chosen_logprobs(logits, part.tokens[mask]).sum() / counts.text_tokens
         return mix.coefficient * loss, {"loss/pretraining": loss.detach()}
 
     def is_enough(self, stats: Metrics) -> bool:

@@ -18,10 +18,10 @@ class UpdateConfig(Section):
     epochs: int = Field(default=2, ge=1, description="passes over each rollout batch")
     minibatch: int = Field(default=32, ge=1, description="sequences of one optimizer step, over all ranks")
     microbatch_tokens: int = Field(
-        default=2048, ge=1, description="padded tokens of one forward and backward pass, on each rank"
+        default=2048, ge=1, description="tokens of one forward and backward pass, on each rank"
     )
     forward_tokens: int = Field(
-        default=4096, ge=1, description="padded tokens of one forward pass without gradients, on each rank"
+        default=4096, ge=1, description="tokens of one forward pass without gradients, on each rank"
     )
 
     peft: PeftConfig | None = Field(

@@ -54,16 +54,16 @@ class _Reference:
         import pyarrow as pa
         import torch
 
-        from rayrlhf.models.forward import autocast
+        from rayrlhf.models.forward import autocast, leaves_padding_out
         from rayrlhf.training.losses import completion_logprobs
         from rayrlhf.training.microbatches import microbatches
 
-        starts = batch.column("prompt_length").to_pylist()
+        starts, is_packed = batch.column("prompt_length").to_pylist(), leaves_padding_out(self.model)
         for ids, name in self.columns.items():
             texts = batch.column(ids).to_pylist()
             sums = torch.zeros(len(texts))
             with torch.no_grad(), autocast(self.device, self.train.engine.precision):
-                for rows in microbatches([len(text) for text in texts], self.train.microbatch_tokens, 1, 0):
+                for rows in microbatches(list(map(len, texts)), self.train.microbatch_tokens, 1, 0, is_packed):
                     some = [texts[n] for n in rows], [starts[n] for n in rows]
                     sums[rows] = completion_logprobs(self.model, *some, self.device).cpu()
             batch = batch.append_column(name, pa.array(sums.numpy(), pa.float32()))

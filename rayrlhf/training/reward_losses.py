@@ -27,8 +27,8 @@ class RankingLoss(PairLoss):
     def load(self, folder: str) -> Any:
         return scalar.load_scalar(folder)
 
-    def padded_tokens(self, row: Row) -> int:
-        return len(row["ranked_ids"]) * max(map(len, row["ranked_ids"]))
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
+        return self.tokens(row) if is_packed else len(row["ranked_ids"]) * max(map(len, row["ranked_ids"]))
 
     def tokens(self, row: Row) -> int:
         return sum(map(len, row["ranked_ids"]))
@@ -50,7 +50,7 @@ class _TextLoss(RowByRow):
     def load(self, folder: str) -> Any:
         return scalar.load_scalar(folder)
 
-    def padded_tokens(self, row: Row) -> int:
+    def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return len(row["input_ids"])
 
     def tokens(self, row: Row) -> int:

@@ -31,7 +31,7 @@ from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.models import causal_lm
 from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
-from rayrlhf.models.forward import use_packing
+from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.models.peft_config import PeftConfig
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed, rollback
@@ -114,8 +114,6 @@ class Supervised:
         model = causal_lm.new_llama(stage.new, self.tokenizer) if stage.new else self.loss.load(stage.folder)
         causal_lm.set_end(model, self.tokenizer, stage.stop_strings)
         model = with_adapter(model, stage.peft)
-        if self.train.packing:
-            use_packing(model)
         self.engine = Engine(model, self.train.engine, stage.total_steps)
         self.progress = _Progress()
         return self._load(self.newest) if self.newest else 0.0
@@ -276,10 +274,9 @@ class Supervised:
         )
 
     def _shares_of(self, rows: list[Row]) -> list[torch.LongTensor]:
-        lengths = [self.loss.padded_tokens(row) for row in rows]
-        engine, train = self.engine, self.train
-        is_packed = train.packing or self.stage.packed
-        return microbatches(lengths, train.microbatch_tokens, engine.world_size, engine.rank, is_packed)
+        engine, is_packed = self.engine, leaves_padding_out(self.engine.module)
+        costs = [self.loss.pass_tokens(row, is_packed) for row in rows]
+        return microbatches(costs, self.train.microbatch_tokens, engine.world_size, engine.rank, is_packed)
 
     def _count(self, rows: list[Row]) -> int:
         count = self.loss.count(rows)

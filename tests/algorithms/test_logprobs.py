@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs, token_logprobs_and_entropy
+from rayrlhf.algorithms import logprobs as module
+from rayrlhf.algorithms.logprobs import chosen_logprobs, chosen_logprobs_and_entropy, token_logprobs
 
 # after token 0 the odds are 1 : 1 : 2, after token 1 they are 1 : 3 : 4; the last logits predict nothing
 LOGITS = torch.tensor([[[1.0, 1.0, 2.0], [1.0, 3.0, 4.0], [9.0, 1.0, 1.0]]]).log()
@@ -24,24 +25,37 @@ def test_temperature_divides_the_logits():
 def test_entropy_by_hand():
     first = -(0.25 * math.log(0.25) * 2 + 0.5 * math.log(0.5))
     second = -sum(p * math.log(p) for p in (1 / 8, 3 / 8, 4 / 8))
-    torch.testing.assert_close(token_entropy(LOGITS), torch.tensor([[0.0, first, second]]))
-    assert token_entropy(LOGITS, temperature=1e6)[0, 1].item() == pytest.approx(math.log(3), abs=1e-5)
+    of_two = chosen_logprobs_and_entropy(LOGITS[0, :2], TOKENS[0, 1:])
+    torch.testing.assert_close(of_two, (torch.tensor([2 / 4, 3 / 8]).log(), torch.tensor([first, second])))
+    entropy = chosen_logprobs_and_entropy(LOGITS[0, :1], TOKENS[0, :1], temperature=1e6)[1]
+    assert entropy.item() == pytest.approx(math.log(3), abs=1e-5)
 
 
-@pytest.mark.parametrize("entropy_grad", [True, False])
-def test_both_from_one_pass_equal_each_alone(normal, entropy_grad):
-    tokens = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(2))
-    grads = []
-    for both in (True, False):
-        logits = normal(1, 3, 5, 7).clone().requires_grad_()
-        if both:
-            logprobs, entropy = token_logprobs_and_entropy(logits, tokens, 0.7, entropy_grad)
+@pytest.mark.parametrize("rows_of_a_chunk", [1, 2, 100])
+@pytest.mark.parametrize("uses", ["logprobs", "entropy", "both"])
+def test_gradients_are_those_of_log_softmax(normal, monkeypatch, uses, rows_of_a_chunk):
+    monkeypatch.setitem(module._CHUNK, "cpu", 7 * rows_of_a_chunk)
+    tokens = torch.randint(0, 7, (5,), generator=torch.Generator().manual_seed(2))
+    found = []
+    for is_ours in (True, False):
+        logits = normal(1, 5, 7).float().requires_grad_()
+        if is_ours:
+            logprobs, entropy = chosen_logprobs_and_entropy(logits, tokens, 0.7)
         else:
-            logprobs, entropy = token_logprobs(logits, tokens, 0.7), token_entropy(logits, 0.7)
-            entropy = entropy if entropy_grad else entropy.detach()
-        (logprobs.sum() + 0.3 * entropy.sum()).backward()
-        grads.append((logprobs.detach(), entropy.detach(), logits.grad))
-    torch.testing.assert_close(grads[0], grads[1])
+            whole = torch.log_softmax(logits / 0.7, dim=-1)
+            logprobs, entropy = whole.gather(-1, tokens[:, None])[:, 0], -(whole.exp() * whole).sum(-1)
+        weights = torch.arange(1.0, 6)
+        of = {"logprobs": weights @ logprobs, "entropy": weights @ entropy}
+        (of[uses] if uses in of else of["logprobs"] - 0.3 * of["entropy"]).backward()
+        found.append((logprobs.detach(), entropy.detach(), logits.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_no_rows_are_still_attached():
+    logits = torch.zeros(3, 4, requires_grad=True)
+    logprobs, entropy = chosen_logprobs_and_entropy(logits[:0], torch.zeros(0, dtype=torch.long))
+    (logprobs.sum() + entropy.sum()).backward()
+    assert logprobs.shape == (0,) and torch.equal(logits.grad, torch.zeros(3, 4))
 
 
 def test_against_a_slow_loop(normal):
@@ -72,6 +86,8 @@ def test_gradient_is_one_minus_probability():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"logits have shape \[1, 3, 3\], but tokens have \[1, 2\]"):
         token_logprobs(LOGITS, TOKENS[:, :2])
-    for function in (lambda t: token_logprobs(LOGITS, TOKENS, t), lambda t: token_entropy(LOGITS, t)):
+    with pytest.raises(ValueError, match=r"logits have shape \[3, 3\], but tokens have \[2\]"):
+        chosen_logprobs(LOGITS[0], TOKENS[0, :2])
+    for function in (lambda t: token_logprobs(LOGITS, TOKENS, t), lambda t: chosen_logprobs(LOGITS[0], TOKENS[0], t)):
         with pytest.raises(ValueError, match="temperature is 0"):
             function(0.0)

@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from rayrlhf.algorithms.advantages import gae, grpo, rloo
 from rayrlhf.algorithms.alignment import shift_right
 from rayrlhf.algorithms.head_shift import unit_direction
 from rayrlhf.algorithms.kl import kl_estimate, kl_loss
-from rayrlhf.algorithms.logprobs import token_entropy, token_logprobs, token_logprobs_and_entropy
+from rayrlhf.algorithms.logprobs import chosen_logprobs, chosen_logprobs_and_entropy, token_logprobs
 from rayrlhf.algorithms.loss_weights import importance_weights, token_weights
 from rayrlhf.algorithms.masking import check_mask, count, masked_mean, masked_sum, masked_whiten, zero_outside
 from rayrlhf.algorithms.ppo_loss import policy_loss, value_loss
@@ -307,14 +308,18 @@ def test_ranking_is_free_of_the_level(num: int, seed: int, by: int) -> None:
 # ---- row by row, without a mask
 
 
-def entropy_of_both(logits: Tensor, tokens: Tensor) -> Tensor:
-    return torch.stack(token_logprobs_and_entropy(logits, tokens, 0.7), dim=-1)
+def of_each(function: Callable[..., Any], logits: Tensor, tokens: Tensor) -> Tensor:
+    """`function` of the logits that predict each token but the first, `[B, T, ...]`, 0 for the first."""
+    found = function(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), 0.7)
+    if isinstance(found, tuple):
+        return torch.stack([pad(one.view(len(tokens), -1), (1, 0)) for one in found], dim=-1)
+    return pad(found.view(len(tokens), -1), (1, 0))
 
 
 OF_LOGITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "token_logprobs": lambda logits, tokens: token_logprobs(logits, tokens, 0.7),
-    "token_entropy": lambda logits, tokens: token_entropy(logits, 0.7),
-    "token_logprobs_and_entropy": entropy_of_both,
+    "chosen_logprobs": partial(of_each, chosen_logprobs),
+    "chosen_logprobs_and_entropy": partial(of_each, chosen_logprobs_and_entropy),
 }
 VOCAB = 5
 
@@ -372,7 +377,8 @@ def test_shift_right_by_rows(rows: int, length: int, seed: int) -> None:
 
 def test_every_function_has_its_place_above() -> None:
     covered = {function for case in (*MASKED.values(), *PAIRS.values()) for function in case.covers}
-    covered |= {grpo, rloo, ranking, shift_right, token_logprobs, token_entropy, token_logprobs_and_entropy}
+    covered |= {grpo, rloo, ranking, shift_right, token_logprobs, chosen_logprobs}
+    covered |= {chosen_logprobs_and_entropy}
     covered |= {check_mask, count}  # these refuse or count, in test_masking.py
     covered |= {unit_direction}  # of states, not of rows: in test_head_shift.py
     missing = [

@@ -150,8 +150,6 @@ def test_packing_where_it_has_no_effect_and_mixtures_of_prompts(
     given = ["run.name=x", f"model.from_folder={tiny_model('llama')}", f"data.train={files['stories']}"]
     given += ["data.max_tokens=64", "data.packing.buffer=9"]
     pretrain.check(load(pretrain.PretrainConfig, None, given))
-    with pytest.raises(ConfigError, match="train.packing=true has no effect with data.packing"):
-        pretrain.check(load(pretrain.PretrainConfig, None, [*given, "train.packing=true"]))
     text = f"data.pretraining={{path: {files['notes']}, share: 0.1}}"
     with pytest.raises(ConfigError, match="list its path under data.train"):
         pretrain.check(load(pretrain.PretrainConfig, None, [*given, text]))

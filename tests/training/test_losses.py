@@ -29,7 +29,7 @@ def test_causal_loss_is_transformers_mean_over_loss_tokens(tiny_model: Callable[
     loss = LOSSES["prompt_completion"]
     model = loss.load(tiny_model("llama")).eval()
     assert loss.count(TEXTS) == 4  # nothing predicts a row's first token
-    assert [loss.padded_tokens(row) for row in TEXTS] == [5, 3]
+    assert [loss.pass_tokens(row, is_packed=False) for row in TEXTS] == [5, 3]
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 41, -100, -100, -100]])
     tokens = torch.tensor([[5, 6, 7, 8, 9], [40, 41, 42, 0, 0]])
     with torch.no_grad():
@@ -55,7 +55,8 @@ class Scores(torch.nn.Module):
 def test_preference_loss_by_hand() -> None:
     loss = LOSSES["preference"]
     assert loss.count(PAIRS) == 3
-    assert [loss.padded_tokens(row) for row in PAIRS] == [8, 6, 2]
+    assert [loss.pass_tokens(row, is_packed=False) for row in PAIRS] == [8, 6, 2]
+    assert [loss.pass_tokens(row, is_packed=True) for row in PAIRS] == [loss.tokens(row) for row in PAIRS]
     assert [loss.tokens(row) for row in PAIRS] == [6, 5, 2]
     # scores 8 over 6, 41 over 44, 7 over 8
     shares = {name: float(value) for name, value in loss.shares(Scores(), PAIRS, 3, CPU).items()}
@@ -87,7 +88,9 @@ RANKINGS: list[dict[str, Any]] = [
 def test_ranking_loss_by_hand() -> None:
     loss = RankingLoss()
     assert loss.count(RANKINGS) == 3
-    assert [loss.padded_tokens(row) for row in RANKINGS] == [9, 4, 8], "all texts of a row in one forward pass"
+    assert [loss.pass_tokens(row, is_packed=False) for row in RANKINGS] == [9, 4, 8], (
+        "all texts of a row in one forward pass"
+    )
     assert [loss.tokens(row) for row in RANKINGS] == [6, 4, 6]
     shares = {name: float(value) for name, value in loss.shares(Scores(), RANKINGS, 3, CPU).items()}
     leads = [(2, 1, -1), (-1,), (1, 2, 4, 1, 3, 2)]  # of each prompt's pairs
@@ -113,7 +116,7 @@ def test_regression_and_binary_loss_by_hand() -> None:
     shares = {name: float(value) for name, value in RegressionLoss().shares(Scores(), rated, 3, CPU).items()}
     assert shares["loss"] == pytest.approx((4 + 0.25 + 0) / 3)
     assert RegressionLoss().eval_metrics(shares) == {"eval/loss": shares["loss"], "eval/mae": pytest.approx(2.5 / 3)}
-    assert [RegressionLoss().padded_tokens(row) for row in rated] == [2, 1, 3]
+    assert [RegressionLoss().pass_tokens(row, is_packed=False) for row in rated] == [2, 1, 3]
 
     labelled = [row | {"label": label} for row, label in zip(texts, (True, False, True), strict=True)]
     shares = {name: float(value) for name, value in BinaryLoss().shares(Scores(), labelled, 3, CPU).items()}
@@ -172,7 +175,7 @@ DPO_PAIRS: list[dict[str, Any]] = [
 def test_direct_preference_loss_against_a_slow_loop(form: Any, tiny_model: Callable[[str], str]) -> None:
     loss = DirectPreferenceLoss(form, beta=0.3)
     model = loss.load(tiny_model("llama")).eval()
-    assert [loss.padded_tokens(row) for row in DPO_PAIRS] == [8, 6] and loss.count(DPO_PAIRS) == 2
+    assert [loss.pass_tokens(row, is_packed=False) for row in DPO_PAIRS] == [8, 6] and loss.count(DPO_PAIRS) == 2
 
     total, margins = torch.zeros(()), []
     for row in DPO_PAIRS:
@@ -213,7 +216,7 @@ MISMATCHED = [
 def test_kto_loss_against_a_slow_loop(tiny_model: Callable[[str], str]) -> None:
     loss, rows = KTOLoss(0.3, 1.5, 0.5), [a | b for a, b in zip(LABELLED, MISMATCHED, strict=True)]
     model = loss.load(tiny_model("llama")).eval()
-    assert [loss.padded_tokens(row) for row in rows] == [4, 5, 3] and loss.count(rows) == 3
+    assert [loss.pass_tokens(row, is_packed=False) for row in rows] == [4, 5, 3] and loss.count(rows) == 3
     with torch.no_grad():
         gaps = [slow_logprob(model, row["kl_ids"], row["prompt_length"]) - row["ref_kl"] for row in rows]
     kl = float(sum(gaps)) / 3

@@ -110,8 +110,8 @@ def plain(folder: str, steps: list[tuple[int, float]], zero_stage: int = 1) -> d
             shares = loss.shares(engine.module, [rows[n] for n in numbers], count, engine.device)
             return shares["loss"], shares
 
-        lengths = [loss.padded_tokens(row) for row in rows]
-        engine.optimizer_step(microbatches(lengths, 40, 2, engine.rank), loss_fn)
+        lengths = [loss.pass_tokens(row, is_packed=True) for row in rows]
+        engine.optimizer_step(microbatches(lengths, 40, 2, engine.rank, packed=True), loss_fn)
     buckets = list(engine.weight_buckets(1 << 30))
     return {name: t.clone() for bucket in buckets for name, t in (bucket or {}).items()}
 

@@ -39,6 +39,7 @@ class Scorer:
         without one, the first token; 1 where there is nothing to predict."""
         import torch
 
+        from rayrlhf.models.forward import leaves_padding_out
         from rayrlhf.training.losses import completion_logprobs
         from rayrlhf.training.microbatches import microbatches
 
@@ -46,8 +47,9 @@ class Scorer:
         rows = [begin + self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         rows = [row[: self.config.max_tokens] or [0] for row in rows]
         sums = torch.zeros(len(rows))
+        is_packed = leaves_padding_out(self.model)
         with torch.no_grad():
-            for some in microbatches([len(row) for row in rows], self.config.microbatch_tokens, 1, 0):
+            for some in microbatches(list(map(len, rows)), self.config.microbatch_tokens, 1, 0, is_packed):
                 if len(some):
                     ids = [rows[n] for n in some]
                     sums[some] = completion_logprobs(self.model, ids, [1] * len(ids), self.device).cpu()
