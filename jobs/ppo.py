@@ -368,7 +368,7 @@ async def _start(
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
-    from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix
+    from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix, SampledLogprobs
     from rayrlhf.reward_sources.columns import WithColumns
     from rayrlhf.reward_sources.retokenise import judge
 
@@ -437,6 +437,8 @@ async def _start(
     parts: dict[str, Any] = {"critic": NoCritic(), "reference": AdapterOff(groups["policy"])} | groups
     if config.algorithm.critic_warmup_steps:
         parts["policy"] = CriticWarmup(parts["policy"], config.algorithm.critic_warmup_steps)
+    if config.policy.recompute_logprobs_every > 1:
+        parts["policy"] = SampledLogprobs(parts["policy"], config.policy.recompute_logprobs_every)
     if config.reward_model:
         limit = config.policy.forward_tokens
         parts["reward"] = judge(groups["reward"], folders["reward"], folders["policy"], originals, limit)

@@ -45,6 +45,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # see cluster/bring_up.py
+    "GOMP_SPINCOUNT": "3000",
 }
 # of a cluster's own, or of no meaning where Ray Serve deploys the application itself
 _NOT_OF_AN_APPLICATION = ("host", "port", "start_deadline_s", "follow_s")

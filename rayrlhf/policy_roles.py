@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rayrlhf.algorithms.masking import masked_mean
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
+from rayrlhf.errors import HealthError
 from rayrlhf.roles import Metrics
 from rayrlhf.stream import Stream
 
@@ -49,6 +51,38 @@ class CriticWarmup(_Around):
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float, *texts: TextBatch) -> Metrics:
         return await self.policy.update(batch, step, kl_coefficient, *texts) if step > self.steps else {}
+
+
+class SampledLogprobs(_Around):
+    """Has the sampling engine's log-probs for the policy's own, which a pass of its own would make anew.
+
+    Both are of the same weights, and every `every`-th step proves it.  Which steps do follows from the weights' version
+    alone, so that a resumed run does the same.
+    """
+
+    MAX_GAP = 0.01  # nats a token on average; float32 engines are within 1e-5 of each other, bfloat16 ones are not
+
+    def __init__(self, policy: Any, every: int) -> None:
+        super().__init__(policy)
+        self.every = every
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """Raises HealthError, before anything is learnt, where the mean gap is above MAX_GAP."""
+        version = int(rollouts.policy_version.max())
+        if version % self.every:
+            return rollouts.sampled_logprobs
+        logprobs: Tensor = await self.policy.logprobs(rollouts)
+        gap = float(masked_mean((logprobs - rollouts.sampled_logprobs).abs(), rollouts.response_mask))
+        if not gap <= self.MAX_GAP:
+            raise HealthError(
+                f"step {version + 1}: the sampling engine's log-probs are {gap:.3g} nats a token from the policy's, "
+                f"more than {self.MAX_GAP}, and cannot stand for them. Likely cause: unlike precisions. "
+                "Set rollout.dtype and policy.engine.precision alike (float32), or policy.recompute_logprobs_every=1"
+            )
+        return logprobs
+
+    async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float, *texts: TextBatch) -> Metrics:
+        return await self.policy.update(batch, step, kl_coefficient, *texts)
 
 
 class PretrainingMix(_Around):

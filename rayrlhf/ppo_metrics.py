@@ -48,12 +48,12 @@ def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
     KL and rewards are means over sequences of sums over tokens, in nats.
 
     `sync/logprob_gap` is the mean over response tokens of |log-prob as the sampling engine returned
-    it - the policy's own|: above 0.01 in float32 the engine does not hold the policy's weights.
+    it - the policy's own|: above 0.01 in float32 the engine does not hold the policy's weights.  A step that takes the
+    engine's for the policy's own (policy.recompute_logprobs_every) has none.
     """
     experience, rollouts = result.experience, result.experience.rollouts
     mask = rollouts.response_mask
     kl = kl_estimate(experience.logprobs, experience.ref_logprobs, kind="k1")
-    gap = (rollouts.sampled_logprobs - experience.logprobs).abs()
     lengths = mask.sum(1).float()
     sequence_kl = torch.where(mask, kl, 0.0).sum(1)
     scores = experience.scores
@@ -70,10 +70,12 @@ def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
         "rollout/length_max": lengths.max(),
         "rollout/finished_share": rollouts.finished.float().mean(),
         "rollout/tokens": lengths.sum(),
-        "sync/logprob_gap": masked_mean(gap, mask),
-        "sync/logprob_gap_max": torch.where(mask, gap, 0.0).max(),
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
     }
+    if experience.logprobs is not rollouts.sampled_logprobs:
+        gap = (rollouts.sampled_logprobs - experience.logprobs).abs()
+        metrics["sync/logprob_gap"] = masked_mean(gap, mask)
+        metrics["sync/logprob_gap_max"] = torch.where(mask, gap, 0.0).max()
     responses = [row[own].tolist() for row, own in zip(rollouts.tokens, mask, strict=True)]
     metrics["rollout/repetition_4"] = torch.tensor(repetition(responses, 4))
     metrics["rollout/distinct_2"] = torch.tensor(distinct(responses, 2))

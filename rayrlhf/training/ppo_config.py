@@ -108,6 +108,12 @@ class PolicyUpdateConfig(UpdateConfig):
         description="weigh tokens by the ratio of the trainer's probability to the sampling engine's, up to this; "
         "null: take them as equal",
     )
+    recompute_logprobs_every: int = Field(
+        default=1,
+        ge=1,
+        description="steps between passes over the responses that make the policy's own log-probs anew; in the others "
+        "the sampling engine's are taken, which the next such pass must find within 0.01 nats of the policy's",
+    )
     max_approx_kl: float | None = Field(
         default=None,
         gt=0,
@@ -123,6 +129,15 @@ class PolicyUpdateConfig(UpdateConfig):
     pretraining: PretrainingMixConfig | None = Field(default=None, description="PPO-ptx; null: none")
     entropy: EntropyConfig = Field(default_factory=EntropyConfig, description="the entropy bonus")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="optimizer and partitioning")
+
+    @model_validator(mode="after")
+    def _importance_needs_two_logprobs(self) -> "PolicyUpdateConfig":
+        if self.recompute_logprobs_every > 1 and self.importance_cap is not None:
+            raise ValueError(
+                f"importance_cap={self.importance_cap:g} weighs tokens by the gap between two log-probs, and with "
+                f"recompute_logprobs_every={self.recompute_logprobs_every} most steps have one: leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_average_of_adapters(self) -> "PolicyUpdateConfig":
