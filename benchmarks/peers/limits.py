@@ -1,0 +1,62 @@
+"""What the machine allows: a row's matrix products at the fastest rate that a matrix product has on all cores."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+_SIZE, _SECONDS = 1024, 3.0
+
+
+def matrix_rate() -> float:
+    """Operations a second of float32 products of square matrices, a process a core, together."""
+    cores = os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        return sum(pool.map(_rate, range(cores), chunksize=1))
+
+
+def _rate(_: int) -> float:
+    import torch
+
+    torch.set_num_threads(1)
+    one = torch.randn(_SIZE, _SIZE)
+    out = torch.empty_like(one)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < _SECONDS:
+        torch.mm(one, one.t(), out=out)
+        count += 1
+    return 2 * _SIZE**3 * count / (time.perf_counter() - began)
+
+
+def weights(model: Path) -> tuple[int, int]:
+    """(of the layers' matrices, of the output head) of a Llama's folder."""
+    c = json.loads((model / "config.json").read_text())
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    head = c.get("head_dim") or hidden // heads
+    own = 2 * hidden * heads * head + 2 * hidden * c["num_key_value_heads"] * head + 3 * hidden * c["intermediate_size"]
+    return c["num_hidden_layers"] * own, hidden * c["vocab_size"]
+
+
+def tokens_per_s(row: str, model: Path, rate: float, is_adapter: bool) -> float:
+    """Tokens a second that could be trained on at `rate`: 2 operations a weight and token forward, 2 for each gradient.
+
+    Attention's own products are left out, and the head where few of its tokens are asked for, so nobody reaches it.
+    Of dpo the reference's pass counts.
+    """
+    layers, _ = weights(model)
+    times = (4 if is_adapter else 6) + (2 if row == "dpo" else 0)
+    return rate / (times * layers)
+
+
+def step_seconds(row: str, model: Path, rate: float, response_tokens: float, is_adapter: bool) -> float:
+    """Least seconds of an RL step that samples `response_tokens`: sampling, the reference, learning; of ppo also the
+    critic's values and update."""
+    layers, head = weights(model)
+    learn = 4 if is_adapter else 6
+    times = (2 + 2 + learn) * (layers + head)
+    if row == "ppo":
+        times += (2 + learn) * layers
+    return times * response_tokens / rate

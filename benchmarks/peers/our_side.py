@@ -1,0 +1,91 @@
+"""Our side: each row is the job that a user would run, `rayrlhf sft ...` and so on, read from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.peers.steps import Steps
+from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS
+
+# one worker (rank) a core, rather than one with threads: the passes of a small model are too small to be split
+_SUPERVISED = ["train.minibatch=32", "train.num_workers=2", "train.microbatch_tokens=1024"]
+_ENGINE = ["lr=1e-4"]
+
+
+def command(row: str, task: Path, root: Path, steps: int, dtype: str, more: list[str]) -> list[str]:
+    """The job's command line."""
+    engine = [*_ENGINE, f"precision={dtype}"]
+    job = "ppo" if row in ("grpo", "ppo") else row
+    common = [f"run.name={row}", f"run.root={root}", "run.trackers=[]"]
+    if job == "ppo":
+        keys = [
+            f"policy_model={task}/model",
+            f"prompts.train={task}/prompts.jsonl",
+            f"prompts.validation={task}/prompts.jsonl",
+            "prompts.max_tokens=32",
+            f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
+            "rollout.kv_cache_gib=0.5",
+            "layout.roles.policy.ranks=2",
+            *(f"policy.engine.{key}" for key in engine),
+            f"loop.steps={steps}",
+            "loop.rollout_batch=64",
+            f"loop.evaluate_every={steps}",
+            "loop.evaluation_prompts=8",
+            f"loop.save_every={steps}",
+            *_ALGORITHMS[row],
+        ]
+    else:
+        name = {"reward_model": "pairs"}.get(row, row)
+        keys = [
+            f"model={task}/model",
+            f"data.train={task}/{name}.jsonl",
+            f"data.max_tokens={MAX_TOKENS}",
+            f"train.max_steps={steps}",
+            f"train.save_every={steps}",
+            *_SUPERVISED,
+            *(f"train.engine.{key}" for key in engine),
+        ]
+    return [sys.executable, "-m", f"jobs.{job}", *common, *keys, *more]
+
+
+_ALGORITHMS = {
+    "grpo": [
+        "reward_function=benchmarks.peers.rewards:vowels",
+        "algorithm.estimator=grpo",
+        "algorithm.group_size=8",
+        "algorithm.kl.beta=0.05",
+        "policy.epochs=1",
+        "policy.minibatch=64",
+    ],
+}
+
+
+def steps_of(metrics: Path, stage: str) -> Steps:
+    """Wall time from one step's row to the next one's; of the first step its own `time/step_s`."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if row["stage"] == stage and row["step"] >= 1]
+    times = [row["time_s"] for row in rows]
+    seconds = [rows[0]["time/step_s"], *(after - before for before, after in zip(times, times[1:], strict=False))]
+    if "data/tokens" in rows[0]:
+        sums = [0, *(int(row["data/tokens"]) for row in rows)]
+        tokens = [after - before for before, after in zip(sums, sums[1:], strict=False)]
+    else:
+        tokens = [int(row["rollout/tokens"]) for row in rows]
+    return Steps(seconds, tokens)
+
+
+def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str]) -> None:
+    root = Path(f"{out}.runs").absolute()
+    shutil.rmtree(root, ignore_errors=True)
+    subprocess.run(command(row, Path(task), root, steps, dtype, more), check=True)
+    stage = "ppo" if row == "grpo" else row
+    steps_of(root / row / "metrics.jsonl", stage).write(out)
+
+
+if __name__ == "__main__":
+    row, task, out, steps, dtype, *more = sys.argv[1:]
+    main(row, task, out, int(steps), dtype, more)

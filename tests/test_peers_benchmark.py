@@ -1,0 +1,62 @@
+"""What the comparison with peers computes, by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import limits
+from benchmarks.peers.__main__ import ROWS, table
+from benchmarks.peers.our_side import command, steps_of
+from benchmarks.peers.rewards import trl_vowels
+from benchmarks.peers.steps import Steps
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"intermediate_size": 16, "vocab_size": 50}))
+    return tmp_path
+
+
+def test_limits(model):
+    # a layer: q and o 8 x 8, k and v 8 x 4, three of 8 x 16
+    layers = 3 * (2 * 64 + 2 * 32 + 3 * 128)
+    assert limits.weights(model) == (layers, 400) == (1728, 400)
+    assert limits.tokens_per_s("sft", model, 1e9, is_adapter=False) == 1e9 / (6 * 1728)
+    assert limits.tokens_per_s("dpo", model, 1e9, is_adapter=True) == 1e9 / (6 * 1728)
+    assert limits.step_seconds("grpo", model, 1e9, 100, is_adapter=False) == pytest.approx(100 * 10 * 2128 / 1e9)
+    ppo = limits.step_seconds("ppo", model, 1e9, 100, is_adapter=False)
+    assert ppo == pytest.approx(100 * (10 * 2128 + 8 * 1728) / 1e9)
+
+
+def test_steps_are_told_by_their_warm_part():
+    steps = Steps([9.0, 1.0, 2.0, 3.0], [10, 10, 20, 30]).after(1)
+    assert steps.tokens_per_s == 10 and steps.median_s == 2
+
+
+def test_steps_of_a_run(tmp_path):
+    rows = [
+        {"stage": "sft", "step": 1, "time_s": 10.0, "time/step_s": 4.0, "data/tokens": 100.0},
+        {"stage": "sft", "step": 2, "time_s": 11.5, "time/step_s": 1.0, "data/tokens": 130.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert steps_of(tmp_path / "metrics.jsonl", "sft") == Steps([4.0, 1.5], [100, 30])
+
+
+def test_the_rows_are_jobs_of_ours(tmp_path):
+    for row in ROWS:
+        line = command(row.kind, tmp_path, tmp_path, row.steps, "float32", list(row.ours))
+        assert line[2] == f"jobs.{'ppo' if row.kind == 'grpo' else row.kind}"
+        assert set(row.ours) <= set(line)
+    assert trl_vowels(["aeb", ""]) == [2 / 3, 0.0]
+
+
+def test_the_table():
+    row = {"name": "SFT", "is_rate": True, "goal": 1.5}
+    one = {"row": row, "unit": "tokens/s", "ours": [2000.0, 1800.0], "theirs": [950.0, 1050.0], "limit": 6000.0}
+    line = table([one | {"speed": statistics.median([2000, 1800]) / 1000}]).splitlines()[-1]
+    assert line == "| SFT | tokens/s | 1,900 (1,800 to 2,000) | 1,000 (950 to 1,050) | 1.90x as fast | 1.5x | 6,000 |"
