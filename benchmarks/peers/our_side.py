@@ -8,11 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.peers import reference_cost
 from benchmarks.peers.steps import Steps
 from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS
 
 # one worker (rank) a core, rather than one with threads: the passes of a small model are too small to be split
-_SUPERVISED = ["train.minibatch=32", "train.num_workers=2", "train.microbatch_tokens=1024"]
+MINIBATCH, WORKERS, MICROBATCH_TOKENS = 32, 2, 1024
+_SUPERVISED = [
+    f"train.minibatch={MINIBATCH}",
+    f"train.num_workers={WORKERS}",
+    f"train.microbatch_tokens={MICROBATCH_TOKENS}",
+]
 _ENGINE = ["lr=1e-4"]
 
 
@@ -83,7 +89,12 @@ def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str])
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(command(row, Path(task), root, steps, dtype, more), check=True)
     stage = "ppo" if row == "grpo" else row
-    steps_of(root / row / "metrics.jsonl", stage).write(out)
+    found = steps_of(root / row / "metrics.jsonl", stage)
+    if row == "dpo":
+        each = MINIBATCH * reference_cost.seconds_a_row(Path(task), WORKERS, MICROBATCH_TOKENS)
+        print(f"the reference costs {each:.3f} s a step")
+        found = Steps([seconds + each for seconds in found.seconds], found.tokens)
+    found.write(out)
 
 
 if __name__ == "__main__":
