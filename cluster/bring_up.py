@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "KINETO_LOG_LEVEL": "5",  # of torch's profiler
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     # glibc gives every tensor of some MB back to the kernel at once and takes fresh, zeroed pages for

@@ -21,12 +21,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from rayrlhf import stopping
+from rayrlhf import profile_steps, stopping
 from rayrlhf.config import Section, load, to_yaml
 from rayrlhf.environment import remember_command
 from rayrlhf.errors import ConfigError, GaveUp, Interrupted, UserError
+from rayrlhf.profile_steps import Steps
 from rayrlhf.redaction import redacted_text
 from rayrlhf.run import check_directory
 from rayrlhf.trackers.choice import check_trackers
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Section)
 
 FLAGS = ("--help", "-h", "--print-config", "--dry-run")
+TRAINING = ("pretrain", "sft", "reward_model", "dpo", "kto", "ppo")  # the jobs that --profile is for
 INTERRUPTED = 130  # the shell's code for SIGINT
 USER_ERROR = 2
 FAILED = 1
@@ -59,6 +62,7 @@ class Arguments:
     config: str | None
     overrides: list[str]
     flags: frozenset[str]
+    profile: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ class _Job(Generic[C]):
     config_class: type[C]
     check: Callable[[C], None]
     plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]]
-    run: Callable[[C], Any]
+    run: Callable[..., Any]
     parents: Callable[[C], dict[str, str]] | None
     stages: Callable[[C], dict[str, Made]] | None
     cluster: bool
+    steps: Callable[[C], int | None] | None
 
     def made(self, config: Any) -> dict[str, Made]:
         """The stages that the job makes, by name."""
@@ -92,23 +97,25 @@ def main(
     config_class: type[C],
     check: Callable[[C], None],
     plan: Callable[[C], list[RolePlan] | dict[str, list[RolePlan]]],
-    run: Callable[[C], Any],
+    run: Callable[..., Any],
     argv: Sequence[str] | None = None,
     *,
     parents: Callable[[C], dict[str, str]] | None = None,
     stages: Callable[[C], dict[str, Made]] | None = None,
     cluster: bool = True,
+    steps: Callable[[C], int | None] | None = None,
 ) -> int:
     """Runs the job `name` with `argv` (default: the process's arguments); returns the exit code.
 
     `check` and `plan` (one stage's roles, or each stage's by name) start nothing; `run` finds Ray
     connected when `cluster` is true.  A job that makes the stage `name` gives its `parents`: it is
     not run again where that stage is finished, and refused where one of other inputs is.  One that makes
-    several says so with `stages`.
+    several says so with `stages`.  One that trains says with `steps` how many it takes (None: its rows decide); its
+    `run` is then given `profile`, a `Steps`, where --profile asks for it.
     """
     with _interruptible() as listen:
         try:
-            return _main(_Job(name, config_class, check, plan, run, parents, stages, cluster), argv, listen)
+            return _main(_Job(name, config_class, check, plan, run, parents, stages, cluster, steps), argv, listen)
         except Interrupted as error:
             complain(str(error), "stopped")
             return INTERRUPTED
@@ -129,12 +136,20 @@ def main(
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Splits a command line into the configuration file, the overrides and the flags; raises ConfigError."""
-    files, overrides, flags = [], [], set()
-    for argument in argv:
-        if argument.startswith("-"):
+    files, overrides, flags, profile = [], [], set(), None
+    words = list(argv)
+    while words:
+        argument = words.pop(0)
+        option, has_value, value = argument.partition("=")
+        if option == profile_steps.OPTION:
+            # the word after it is its value unless it is something else
+            is_next = not has_value and words and _is_value(words[0])
+            profile = profile_steps.parse(words.pop(0) if is_next else value if has_value else None)
+        elif argument.startswith("-"):
             if argument not in FLAGS:
-                near = difflib.get_close_matches(argument, FLAGS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FLAGS)}."
+                known = (*FLAGS, profile_steps.OPTION)
+                near = difflib.get_close_matches(argument, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
                 plain = argument.lstrip("-")
                 written = plain if "=" in plain else "key=value"
                 raise ConfigError(f"unknown option {argument}; {hint} Settings are written without dashes: {written}")
@@ -145,7 +160,12 @@ def parse(argv: Sequence[str]) -> Arguments:
             files.append(argument)
     if len(files) > 1:
         raise ConfigError(f"one configuration file is taken, got {', '.join(files)}; settings are key=value")
-    return Arguments(files[0] if files else None, overrides, frozenset(flags))
+    return Arguments(files[0] if files else None, overrides, frozenset(flags), profile)
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word after --profile can only be meant for it."""
+    return not word.startswith("-") and "=" not in word and not word.endswith((".yaml", ".yml"))
 
 
 def user_error(error: BaseException | None, depth: int = 10) -> UserError | None:
@@ -181,9 +201,11 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
     if arguments.flags & {"--help", "-h"}:
         from rayrlhf.config_help import help_text
 
-        print(help_text(job.config_class, job.name))
+        print(help_text(job.config_class, job.name, job.steps is not None))
         return 0
     config = load(job.config_class, arguments.config, arguments.overrides)
+    if arguments.profile is not None:
+        _check_profiled(job, config, arguments.profile)
     if "--print-config" in arguments.flags:
         print(to_yaml(config), end="")
         return 0
@@ -195,7 +217,7 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
         check_trackers(run)
     job.check(config)
     if job.cluster:
-        return _dry_run(job, config) if is_dry else _run_on_cluster(job, config, listen)
+        return (_dry_run if is_dry else partial(_run_on_cluster, listen=listen))(job, config, arguments.profile)
     if is_dry:
         print(f"{job.name}: the configuration is right; runs in this process, without a cluster")
     else:
@@ -203,7 +225,37 @@ def _main(job: _Job[C], argv: Sequence[str] | None, listen: Callable[[], None]) 
     return 0
 
 
-def _dry_run(job: _Job[C], config: C) -> int:
+def _check_profiled(job: _Job[C], config: C, profile: Steps) -> None:
+    """ConfigError where the job takes no steps, or not these."""
+    if job.steps is None:
+        more = (
+            ". Run its stages one by one: `--print-config` shows each stage's configuration"
+            if job.name == "pipeline"
+            else ""
+        )
+        raise ConfigError(
+            f"{profile_steps.OPTION} is for one stage that trains ({', '.join(TRAINING)}), not for {job.name}{more}"
+        )
+    profile.check(job.name, job.steps(config))
+
+
+def _check_reached(job: _Job[C], config: Any, profile: Steps) -> None:
+    """ConfigError where the stage that is there has these steps behind it."""
+    from rayrlhf import lineage
+
+    if job.parents is None:
+        return
+    found = lineage.check(config.run.stage(job.name), config, job.parents(config))
+    if found.state == "finished" and found.stage is not None:
+        raise ConfigError(
+            f"{profile_steps.OPTION} {profile}: {found.stage.path} is finished, and not made again: there is nothing "
+            "to profile. Give another run.name"
+        )
+    if found.state == "unfinished" and found.stage is not None:
+        profile.check(job.name, None, done=found.stage.manifest["step"])
+
+
+def _dry_run(job: _Job[C], config: C, profile: Steps | None) -> int:
     from cluster import bring_up, growth
     from cluster.layout import places, render
 
@@ -218,6 +270,9 @@ def _dry_run(job: _Job[C], config: C) -> int:
     _check_shared(config, plans, len(most or nodes))
     for stage, made in job.made(config).items():
         print(f"{stage}: {_would_do(stage, made)}")
+    if profile is not None:
+        _check_reached(job, config, profile)
+        print(f"{job.name}: step {profile} would be profiled")
     return 0
 
 
@@ -238,12 +293,14 @@ def _would_do(stage: str, made: Made) -> str:
     return words[found.state]
 
 
-def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
+def _run_on_cluster(job: _Job[C], config: C, profile: Steps | None, listen: Callable[[], None]) -> int:
     from cluster import bring_up
     from cluster.layout import fits
     from cluster.placement import grow
 
     plans = _plan(job, config)
+    if profile is not None:
+        _check_reached(job, config, profile)
     if job.parents is not None and _is_finished(job.name, config, job.parents(config)):
         return 0
     if "RAY_ADDRESS" not in os.environ:
@@ -257,7 +314,7 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         for roles in plans.values():
             grow(roles, getattr(config, "start_deadline_s", _GROWTH_S))
         _check_shared(config, plans, len(bring_up.nodes()))
-        job.run(config)
+        _run(job, config, profile)
     except BaseException as error:
         _let_go(error)
         raise
@@ -265,6 +322,20 @@ def _run_on_cluster(job: _Job[C], config: C, listen: Callable[[], None]) -> int:
         with _deaf():
             bring_up.disconnect()
     return 0
+
+
+def _run(job: _Job[C], config: Any, profile: Steps | None) -> None:
+    if profile is None:
+        job.run(config)
+        return
+    where, is_whole = profile.folder(config.run.directory, job.name), False
+    try:
+        job.run(config, profile=profile)
+        is_whole = True
+    finally:  # it may be stopped after the steps that were wanted
+        told = profile_steps.told(where, profile)
+        if told or is_whole:
+            print(told or f"profile: none, as {job.name} ended before step {profile.last}", flush=True)
 
 
 def _check_shared(config: Any, plans: dict[str, list[RolePlan]], num_nodes: int) -> None:

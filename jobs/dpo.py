@@ -29,11 +29,11 @@ class _DPO(PreferenceTuning):
 
 
 JOB = _DPO("dpo", rows="preference", metrics=PAIR_METRICS, texts_per_row=2)
-parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
+parents, check, plan, run, steps = JOB.parents, JOB.check, JOB.plan, JOB.run, JOB.steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("dpo", DPOConfig, check, plan, run, argv, parents=parents)
+    return command.main("dpo", DPOConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ class _KTO(PreferenceTuning):
 
 
 JOB = _KTO("kto", rows="labelled", metrics=("eval/loss", "eval/margin"))
-parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
+parents, check, plan, run, steps = JOB.parents, JOB.check, JOB.plan, JOB.run, JOB.steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("kto", KTOConfig, check, plan, run, argv, parents=parents)
+    return command.main("kto", KTOConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

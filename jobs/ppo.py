@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rayrlhf.coordinator import Roles
     from rayrlhf.data.prompt_stream import Originals
     from rayrlhf.models.targets import Shapes
+    from rayrlhf.profile_steps import Steps
     from rayrlhf.restarts import Restarts
     from rayrlhf.stream import Stream
 
@@ -228,12 +230,17 @@ def plan_for(config: PPOConfig, shapes: Mapping[str, Shapes], num_adapter: dict[
     return layout.plan(config.layout.only(config.roles), needs)
 
 
-def run(config: PPOConfig) -> str:
-    """Train; returns the last step's stage directory.  Ray is connected."""
-    return asyncio.run(_run(config))
+def steps(config: PPOConfig) -> int:
+    """How many it takes."""
+    return config.loop.steps
 
 
-async def _run(config: PPOConfig) -> str:
+def run(config: PPOConfig, profile: Steps | None = None) -> str:
+    """Train; returns the last step's stage directory.  `profile`: the steps to record.  Ray is connected."""
+    return asyncio.run(_run(config, profile))
+
+
+async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     from rich.console import Console
 
     from actors import calls
@@ -295,6 +302,7 @@ async def _run(config: PPOConfig) -> str:
             prompts=prompts,
             data_counts=counts,
             memory=partial(_peak_memory, groups),
+            profiled=_profiled(config, profile, groups, say),
             evaluator=Evaluator(held_out, tokenizer, gold, seed + EVALUATION_SEED_OFFSET),
             log=log,
             stopwatch=stopwatch,
@@ -324,6 +332,18 @@ def _known_to_the_watchdog(function: Callable[..., T], what: str) -> Callable[..
             return function(*args)
 
     return known
+
+
+def _profiled(
+    config: PPOConfig, profile: Steps | None, groups: dict[str, Any], say: Callable[[str], None]
+) -> Callable[[int], AbstractAsyncContextManager[None]]:
+    """What stands around each step: the actors record in those of `profile`."""
+    from actors.profiled import Profiled
+    from rayrlhf.training.launcher import absolute
+
+    if profile is None:
+        return lambda step: nullcontext()
+    return Profiled(groups, profile, profile.folder(absolute(config.run.directory), "ppo"), say)
 
 
 async def _peak_memory(groups: dict[str, Any]) -> dict[str, float]:
@@ -484,7 +504,7 @@ def _folders(config: PPOConfig) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     from jobs import command
 
-    return command.main("ppo", PPOConfig, check, plan, run, argv, parents=parents)
+    return command.main("ppo", PPOConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rayrlhf.training.config import TrainConfig
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
     from rayrlhf.models.targets import Shapes
+    from rayrlhf.profile_steps import Steps
 
 KIND = "pretrain"
 ROWS = "text"
@@ -70,8 +71,13 @@ def shapes(config: PretrainConfig) -> Shapes:
     return tensor_shapes(folder) if config.model.from_folder else config.model.shapes(vocabulary_size(folder))
 
 
-def run(config: PretrainConfig) -> str:
-    """Train; returns the finished stage directory.  Ray is connected."""
+def steps(config: PretrainConfig) -> int | None:
+    """The most that are taken; None where the rows decide."""
+    return config.train.max_steps
+
+
+def run(config: PretrainConfig, profile: Steps | None = None) -> str:
+    """Train; returns the finished stage directory.  `profile`: the steps to record.  Ray is connected."""
     from rayrlhf.training.launcher import fit
 
     return fit(
@@ -84,6 +90,7 @@ def run(config: PretrainConfig) -> str:
         config,
         parents(config),
         new=None if config.model.from_folder else config.model,
+        profile=profile,
     )
 
 
@@ -97,7 +104,7 @@ def _folder(config: PretrainConfig) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main(KIND, PretrainConfig, check, plan, run, argv, parents=parents)
+    return command.main(KIND, PretrainConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

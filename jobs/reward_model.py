@@ -114,11 +114,11 @@ def _loss(config: RewardModelConfig) -> Loss:
 
 
 JOB = _RewardModel("reward_model", rows="preference")
-parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
+parents, check, plan, run, steps = JOB.parents, JOB.check, JOB.plan, JOB.run, JOB.steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("reward_model", RewardModelConfig, check, plan, run, argv, parents=parents)
+    return command.main("reward_model", RewardModelConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class _SFT(FineTuning):
 
 
 JOB = _SFT("sft", rows="prompt_completion")
-parents, check, plan, run = JOB.parents, JOB.check, JOB.plan, JOB.run
+parents, check, plan, run, steps = JOB.parents, JOB.check, JOB.plan, JOB.run, JOB.steps
 
 
 class SFTConfig(WriterConfig):
@@ -24,7 +24,7 @@ class SFTConfig(WriterConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("sft", SFTConfig, check, plan, run, argv, parents=parents)
+    return command.main("sft", SFTConfig, check, plan, run, argv, parents=parents, steps=steps)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import yaml
 from jobs.command import INTERRUPTED, USER_ERROR, ToolParser, complain
 from rayrlhf.environment import masked
 from rayrlhf.errors import ConfigError, ResourceError, UserError
+from rayrlhf.profile_steps import OPTION
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -66,20 +67,23 @@ def submit(argv: Sequence[str]) -> int:
     parser.add_argument("--id", help="the job's name; default: run.name, the job and the time")
     parser.add_argument("--no-wait", action="store_true", help="do not follow the logs")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of the job's")
+    parser.add_argument(OPTION, nargs="?", const="", metavar="STEPS", help="as `rayrlhf JOB` takes it")
     parser.add_argument("--cpus", type=float, help="CPUs that the job's own process reserves (default 0)")
     parser.add_argument("--gpus", type=float, help="GPUs that it reserves (default 0)")
     given = parser.parse_intermixed_args(argv)
     address = dashboard_address(given.address)
     # Ray kills a job 3 seconds after it was asked to stop, before it could end its step and save
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S} | dict(_variable(text) for text in given.env)
-    config = _checked(given.job, given.arguments)  # first: a typo is told as one, whatever its key looks like
+    profile = [] if given.profile is None else [f"{OPTION}={given.profile}" if given.profile else OPTION]
+    # first: a typo is told as one, whatever its key looks like
+    config = _checked(given.job, [*given.arguments, *profile])
     _check_shown(given.arguments)
     run = config.get("run") or {}
     _check_root(run.get("root"), address)
     _check_sent(config)
     name = given.id or "-".join(filter(None, [run.get("name"), given.job, time.strftime("%m%d-%H%M%S")]))
     client = connect(address)
-    entrypoint = shlex.join(["python", "-m", f"jobs.{given.job}", *given.arguments])
+    entrypoint = shlex.join(["python", "-m", f"jobs.{given.job}", *given.arguments, *profile])
     try:
         client.submit_job(
             entrypoint=entrypoint,

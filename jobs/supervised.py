@@ -18,6 +18,7 @@ from rayrlhf.training.job import LOSS_ONLY
 if TYPE_CHECKING:
     from cluster.layout import RolePlan
     from rayrlhf.models.targets import Shapes
+    from rayrlhf.profile_steps import Steps
 
 
 class FineTuneConfig(Section):
@@ -141,13 +142,17 @@ class FineTuning:
         shapes = tensor_shapes(model_folder(config.model))
         return worker_plan(self.kind, config.train, shapes, adapter_size(config.peft, shapes))
 
-    def run(self, config: FineTuneConfig) -> str:
-        """Train; returns the finished stage directory.  Ray is connected."""
+    def steps(self, config: FineTuneConfig) -> int | None:
+        """The most steps that are taken; None where the rows decide."""
+        return config.train.max_steps
+
+    def run(self, config: FineTuneConfig, profile: Steps | None = None) -> str:
+        """Train; returns the finished stage directory.  `profile`: the steps to record.  Ray is connected."""
         from rayrlhf.checkpoint import model_folder
         from rayrlhf.training.launcher import fit
 
         parents, folder, rows = self.parents(config), model_folder(config.model), self.form(config)
-        more = self.options(config) | {"peft": config.peft, "chat_template": config.chat_template}
+        more = self.options(config) | {"peft": config.peft, "chat_template": config.chat_template, "profile": profile}
         return fit(self.kind, rows, config.run, config.data, config.train, folder, config, parents, **more)
 
     def options(self, config: Any) -> dict[str, Any]:

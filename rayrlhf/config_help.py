@@ -13,17 +13,24 @@ from rayrlhf.config import Section
 from rayrlhf.config_keys import keys_of, members, summary
 
 _WIDTH = 100
+_PROFILE = (
+    "  --profile [3 | 5-6]",
+    "                   write a trace and a table of every process's operators in these steps (3, where",
+    "                   none are given) and Ray's timeline of them to ROOT/NAME/profile/STAGE",
+)
 
 
-def help_text(cls: type[Section], job: str) -> str:
+def help_text(cls: type[Section], job: str, can_profile: bool = False) -> str:
     """The whole `--help` of `job`, whose configuration is a `cls`."""
+    options = " [--profile [STEPS]]" if can_profile else ""
     lines = [
-        f"usage: rayrlhf {job} [CONFIG.yaml] [key=value ...] [--help | --print-config | --dry-run]",
+        f"usage: rayrlhf {job} [CONFIG.yaml] [key=value ...] [--help | --print-config | --dry-run]{options}",
         "",
         *textwrap.wrap(summary(cls), _WIDTH),
         "",
         "  --print-config   print the whole configuration as YAML and stop",
         "  --dry-run        print what would be placed where, asked against available, and stop",
+        *(_PROFILE if can_profile else ()),
         "",
         "Keys (section.key=value on the command line, nested in YAML):",
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 _FRAMES = 3
 _COLLECTIVE = "torch/distributed"
 # around every call of an actor, and every training function of Ray Train
-_AROUND = ("rayrlhf/role_logs.py", "ray/util/tracing", "ray/_private", "ray/train/")
+_AROUND = ("rayrlhf/role_logs.py", "rayrlhf/profiling.py", "ray/util/tracing", "ray/_private", "ray/train/")
 
 
 def told(stack: str) -> list[str]:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "nats", "s", "tokens", "rows", "bytes", "share", "tokens/s", "steps", "GiB"]
+Unit = Literal["", "nats", "s", "tokens", "rows", "bytes", "share", "tokens/s", "TFLOP/s", "steps", "GiB"]
 # mean, max, sum: over what a step saw; total: since the stage began; last: as it is after the step
 Kind = Literal["mean", "max", "sum", "total", "last"]
 
@@ -185,6 +185,8 @@ OPTIM = (
 )
 TIME = (
     _M("time/step_s", "s", "sum", "the whole step", (*SUPERVISED, "ppo")),
+    _M("time/data_s", "s", "sum", "waiting for the step's rows (before the step; ppo: in it)", (*SUPERVISED, "ppo")),
+    _M("time/evaluate_s", "s", "sum", "the validation or evaluation after the step", (*SUPERVISED, "ppo"), "one due"),
     _M("time/rollout_generate_s", "s", "sum", "sampling responses"),
     _M("time/policy_logprobs_s", "s", "sum", "the policy's log-probs of the responses"),
     _M("time/reference_logprobs_s", "s", "sum", "the reference's log-probs of the responses"),
@@ -194,8 +196,18 @@ TIME = (
     _M("time/critic_update_s", "s", "sum", "the critic's optimizer steps", when="a critic"),
     _M("time/publisher_publish_s", "s", "sum", "publishing the weights, with what the driver adds"),
 )
+_KNOWN = "no experts, no virtual tokens"
 PERF = (
     _M("perf/tokens_per_s", "tokens/s", "mean", "tokens trained on a second", SUPERVISED),
+    _M("perf/matrix_share", "share", "mean", "matrix_tflops that training reaches in a step", SUPERVISED, _KNOWN),
+    _M("perf/matrix_tflops", "TFLOP/s", "last", "fastest matrix products of all workers, as measured", SUPERVISED),
+    _M("perf/policy_matrix_share", "share", "mean", "policy_matrix_tflops that its update reaches", when=_KNOWN),
+    _M("perf/policy_matrix_tflops", "TFLOP/s", "last", "fastest matrix products of the policy's ranks, as measured"),
+    _M("perf/critic_matrix_share", "share", "mean", "critic_matrix_tflops that its update reaches", when="a critic"),
+    _M("perf/critic_matrix_tflops", "TFLOP/s", "last", "the same as the policy's", when="a critic"),
+    _M("perf/generate_tokens_per_s", "tokens/s", "mean", "response tokens a second of sampling"),
+    _M("perf/policy_update_tokens_per_s", "tokens/s", "mean", "tokens the policy learns from, a second of its update"),
+    _M("perf/critic_update_tokens_per_s", "tokens/s", "mean", "the same of the critic", when="a critic"),
     _M("perf/role_restarts", "", "total", "actors begun anew after a failure (policy and critic together are one)"),
     _M("perf/rollout_tokens_per_s", "tokens/s", "mean", "response tokens sampled, judged and learnt a second"),
     *(

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.health import Change, Health, State, rolled_back
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
-from rayrlhf.ppo_metrics import CONSOLE, step_metrics
+from rayrlhf.ppo_metrics import CONSOLE, speeds, step_metrics
 from rayrlhf.restarts import Restarts
 from rayrlhf.rollout_texts import texts_of
 from rayrlhf.side_by_side import gather
@@ -135,6 +136,8 @@ class PPOLoop:
     restarts: Restarts
     data_counts: dict[str, float] = field(default_factory=dict)  # filled by `prompts` with metrics of its rows
     memory: Callable[[], Awaitable[dict[str, float]]] | None = None  # metrics of what the roles held at most so far
+    # around the roles' work in each step
+    profiled: Callable[[int], AbstractAsyncContextManager[None]] = field(default=lambda step: nullcontext())
 
     async def run(self, resume: Progress | None = None) -> str:
         """All remaining steps; returns the last step's stage directory.  `resume`: the newest checkpoint's progress.
@@ -179,9 +182,13 @@ class PPOLoop:
         self.stopwatch.take()
         prompts = await asyncio.to_thread(next, self.prompts)
         progress.batches = self.prompts.used
-        metrics = step_metrics(await self.ppo.step(prompts, step), self.ppo.config.group_size)
-        metrics |= self.stopwatch.take() | {"time/step_s": time.perf_counter() - began}
-        metrics["perf/rollout_tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/step_s"]
+        waited_s = time.perf_counter() - began
+        async with self.profiled(step):
+            result = await self.ppo.step(prompts, step)
+            step_s = time.perf_counter() - began
+        metrics = step_metrics(result, self.ppo.config.group_size)
+        metrics |= self.stopwatch.take() | {"time/step_s": step_s, "time/data_s": waited_s}
+        metrics |= speeds(metrics)
         metrics["optim/rollbacks"] = float(progress.num_rollbacks)
         metrics["perf/role_restarts"] = float(self.restarts.count)
         progress.step = step
@@ -233,7 +240,9 @@ class PPOLoop:
         self.console.print(Text(line, style), soft_wrap=True)  # one line, however narrow the console
 
     async def _evaluate(self, step: int) -> dict[str, float]:
+        began = time.perf_counter()
         metrics, samples = await self.evaluator(self.ppo.roles)
+        metrics["time/evaluate_s"] = time.perf_counter() - began
         self._print(console_line("eval", step, self.config.steps, metrics, _EVALUATION), style="bold")
         table = Table("prompt", "response", "score", "gold", show_lines=False)
         for sample in samples[:2]:

@@ -22,6 +22,13 @@ CONSOLE = {
 }
 
 
+def speeds(metrics: dict[str, float]) -> dict[str, float]:
+    """Tokens a second of a step and of its sampling, by the step's metrics and seconds."""
+    tokens, sampling_s = metrics["rollout/tokens"], metrics.get("time/rollout_generate_s")
+    found = {"perf/rollout_tokens_per_s": tokens / metrics["time/step_s"]}
+    return found | ({"perf/generate_tokens_per_s": tokens / sampling_s} if sampling_s else {})
+
+
 def repetition(responses: list[list[int]], n: int) -> float:
     """Mean over responses of the share of a response's token n-grams that it had before (seq-rep-n of Welleck et al.
     2020); 0 for one without n-grams."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.environment import versions
+from rayrlhf.profiling import spanned
 
 VARIABLE = "RAYRLHF_ROLE_LOG"  # of an actor's environment: its file
 FOLDER = "logs"  # of a run
@@ -69,13 +70,14 @@ def doing(actor: str, text: str) -> Doing | None:
 
 
 class LoggedRole:
-    """Base of the actors' classes: their public methods leave lines in the file that `VARIABLE` names, if it is set."""
+    """Base of the actors' classes: their public methods leave lines in the file that `VARIABLE` names, if it is set,
+    and are spans of a profile, if there is one."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         for name, method in list(vars(cls).items()):
             if inspect.isfunction(method) and not name.startswith("_"):
-                setattr(cls, name, _logged(method))
+                setattr(cls, name, _logged(spanned(method)))
 
 
 def note(line: str, level: int = logging.INFO) -> bool:

@@ -49,8 +49,10 @@ class CriticLearner(Learner):
 
         `critic/explained_variance` is of the values that the batch's advantages were made with.
         """
-        means = self.averages(self.learn(batch, step, self._piece_loss), _NAMES)
-        return means | {
+        steps = self.learn(batch, step, self._piece_loss)
+        return {
+            **self.averages(steps, _NAMES),
+            **self.speeds(steps),
             "critic/explained_variance": explained_variance(batch),
             "critic/value_mean": float(masked_mean(batch.values, batch.response_mask)),
             "critic/return_mean": float(masked_mean(batch.returns, batch.response_mask)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from rayrlhf import lineage, stopping
+from rayrlhf import lineage, ray_timeline, stopping
 from rayrlhf.checkpoint import newest_whole
 from rayrlhf.data.config import DataConfig, MixedSource
 from rayrlhf.data.mixing_rates import described
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from rayrlhf.data.mixture import Mixture
+    from rayrlhf.profile_steps import Steps
     from rayrlhf.training.losses import Loss
     from rayrlhf.training.supervised import Stage
 
@@ -54,6 +55,7 @@ def fit(
     demonstrations: tuple[str, int] | None = None,
     chat_template: str | None = None,
     stop_strings: tuple[str, ...] = (),
+    profile: Steps | None = None,
 ) -> str:
     """Train the stage `name` on rows of `kind`; returns its finished directory.  Ray is connected.
 
@@ -65,8 +67,9 @@ def fit(
     the encoded rows those that the loss takes; `peft`: an adapter to train in place of all weights;
     `demonstrations`: a path of prompt_completion rows and how many of them are to have the mean score 0;
     `chat_template`: a name or a file for `template_text`, in place of the folder's own; `stop_strings`: texts that
-    end the model's answers, to save with it.  Rows stay in Ray's object store; the driver only counts them.
-    Raises DataError when there are fewer rows than a minibatch, and what a worker raised.
+    end the model's answers, to save with it; `profile`: the steps in which the workers record.  Rows stay in Ray's
+    object store; the driver only counts them.  Raises DataError when there are fewer rows than a minibatch, and what a
+    worker raised.
     """
     from rayrlhf.data.chat_templates import template_text, with_template
     from rayrlhf.data.conversation import two_ends
@@ -100,6 +103,9 @@ def fit(
             f"train.minibatch={train.minibatch}: lower train.minibatch, raise train.epochs or data.max_tokens, or give "
             "more rows"
         )
+    total = min(total, train.max_steps or total)
+    if profile is not None:
+        profile.check(name, total)
     stage = Stage(
         name=name,
         loss=loss,
@@ -107,7 +113,7 @@ def fit(
         train=train,
         folder=os.path.abspath(folder),
         new=new,
-        total_steps=min(total, train.max_steps or total),
+        total_steps=total,
         config=config.model_dump(mode="json"),
         parents={role: absolute(path) for role, path in parents.items()},
         resume_from=found.stage.path if found.stage else None,
@@ -120,6 +126,7 @@ def fit(
         data_counts=counts | _packing_metrics(name, data, rows["train"]),
         sources=tuple(part.name for part in mixture.parts) if mixture else (),
         packed=data.packing is not None,
+        profile=profile,
     )
     if mixture is not None:
         print("\n".join(f"{name}: {line}" for line in described(mixture.parts, train.epochs)), flush=True)
@@ -233,7 +240,10 @@ def _run_workers(stage: Stage, rows: dict[str, Dataset]) -> str:
         with stopping.after_step(stage.name, request.make):
             while True:
                 try:
-                    return _fit(stage, rows)
+                    path = _fit(stage, rows)
+                    if stage.profile is not None:
+                        ray_timeline.write_left(stage.profile.folder(stage.run.directory, stage.name))
+                    return path
                 except RoleError as error:
                     if stopping.asked():
                         raise

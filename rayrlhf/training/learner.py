@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from rayrlhf.errors import DivergenceError
 from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.roles import Metrics
 from rayrlhf.training.engine import Engine
+from rayrlhf.training.flops import Text
+from rayrlhf.training.matrix_rate import MatrixShare
 from rayrlhf.training.microbatches import microbatches
 from rayrlhf.training.passes import minibatches, piece, token_pass
 from rayrlhf.training.ppo_config import UpdateConfig
@@ -38,6 +41,7 @@ class OptimizerStep(NamedTuple):
     num_tokens: int  # of responses
     stats: Metrics  # over all ranks
     is_skipped: bool  # by the guard: no update, and numbers that may not be finite
+    texts: list[Text]
 
 
 # (piece of a minibatch, counts=counts of the minibatch)
@@ -53,6 +57,8 @@ class Learner:
 
     def __init__(self, engine: Engine, tokenizer: Any, update: UpdateConfig, seed: int) -> None:
         self.engine, self.tokenizer, self.update_config, self.seed = engine, tokenizer, update, seed
+        self._matrix_share: MatrixShare | None = None  # from the first update on
+        self._learnt_s = 0.0  # seconds of the last update's optimizer steps
 
     def forward(self, rollouts: Rollouts, compute: Callable[[Rollouts], Tensor]) -> Tensor:
         """`compute` of every row (see `token_pass`), shared out over the ranks; f32 `[B, T]` on each."""
@@ -70,8 +76,13 @@ class Learner:
 
         Raises DivergenceError after `engine.guard.max_skips` skipped steps in a row.
         """
+        if self._matrix_share is None:  # not while the roles start, when all of them want the machine
+            self._matrix_share = MatrixShare(self.engine)
         with self.engine.states_here():
-            return self._learn(batch, step, piece_loss)
+            began = time.perf_counter()
+            steps = self._learn(batch, step, piece_loss)
+            self._learnt_s = time.perf_counter() - began
+            return steps
 
     def _learn(self, batch: Any, step: int, piece_loss: PieceLoss) -> list[OptimizerStep]:
         config = self.update_config
@@ -79,13 +90,14 @@ class Learner:
         for epoch in range(config.epochs):
             for number, rows in enumerate(minibatches(len(batch), config.minibatch, self.seed, step, epoch)):
                 mini = batch.rows(rows)
-                more, num_text_tokens = self.also_learn(len(steps))
+                more, num_text_tokens, more_texts = self.also_learn(len(steps))
                 counts = Counts(int(mini.response_mask.sum()), len(mini), num_text_tokens)
+                texts = [*texts_of(mini.lengths, mini.response_mask), *more_texts]
                 # each forward and backward sees one piece, so only that one is on the device
                 pieces = chain(self.pieces(mini), more)
                 name = f"RL step {step}, epoch {epoch + 1}, minibatch {number + 1}"
                 stats = self.engine.optimizer_step(pieces, partial(piece_loss, counts=counts), name)
-                steps.append(OptimizerStep(counts.tokens, stats, bool(self.engine.problem)))
+                steps.append(OptimizerStep(counts.tokens, stats, bool(self.engine.problem), texts))
                 if self.engine.is_stuck:
                     raise DivergenceError(self._report())
                 if self.is_enough(stats):
@@ -111,9 +123,19 @@ class Learner:
         for share in microbatches(minibatch.lengths, budget, engine.world_size, engine.rank, is_packed):
             yield piece(minibatch, share, engine.device)
 
-    def also_learn(self, index: int) -> tuple[Iterable[Any], int]:
-        """(pieces of other data for the RL step's optimizer step number `index`, their loss tokens over all ranks)."""
-        return (), 0
+    def also_learn(self, index: int) -> tuple[Iterable[Any], int, list[Text]]:
+        """(pieces of other data for the RL step's optimizer step number `index`; their loss tokens and texts, over
+        all ranks)."""
+        return (), 0, []
+
+    def speeds(self, steps: list[OptimizerStep]) -> Metrics:
+        """Tokens (of prompts too, each time one is learnt) a second of the last update's `steps`, and the share of the
+        ranks' matrix rate that they reached."""
+        assert self._matrix_share is not None, "learn comes first"
+        texts = [text for step in steps for text in step.texts]
+        share = self._matrix_share.metrics(f"perf/{self.role}_matrix", texts, self._learnt_s)
+        tokens = sum(text.tokens for text in texts)
+        return share | {f"perf/{self.role}_update_tokens_per_s": tokens / self._learnt_s}
 
     def is_enough(self, stats: Metrics) -> bool:
         """Whether the RL step's update ends after an optimizer step of these statistics."""
@@ -128,7 +150,9 @@ class Learner:
         names = names | {"optim/grad_norm": f"optim/{self.role}_grad_norm"}
         means = {to: math.nan for to in names.values()}
         if taken:
-            means = {to: sum(n * stats[name] for n, stats, _ in taken) / total for name, to in names.items()}
+            means = {
+                to: sum(step.num_tokens * step.stats[name] for step in taken) / total for name, to in names.items()
+            }
         last = steps[-1].stats
         return means | {f"optim/{self.role}_{name}": last[f"optim/{name}"] for name in ("lr", "skipped_steps")}
 
@@ -155,3 +179,8 @@ class Learner:
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Restore `state()`."""
+
+
+def texts_of(lengths: Tensor, mask: Tensor) -> list[Text]:
+    """Of `lengths` i64 `[B]`, predicted where `mask` bool `[B, T]` is True."""
+    return [Text(tokens, predicted) for tokens, predicted in zip(lengths.tolist(), mask.sum(1).tolist(), strict=True)]

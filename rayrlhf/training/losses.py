@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from rayrlhf.algorithms.logprobs import chosen_logprobs
 from rayrlhf.algorithms.preference_loss import bradley_terry, dpo, ipo, kto
 from rayrlhf.models import causal_lm, scalar
 from rayrlhf.models.forward import chosen_logits, packed_logits
+from rayrlhf.training.flops import Text
 from rayrlhf.training.microbatches import pad
 
 Row = dict[str, Any]
@@ -41,8 +43,12 @@ class Loss(Protocol):
         """Tokens that a pass computes for `row`; with padding (not `is_packed`), of one where it is the longest."""
         ...
 
-    def tokens(self, row: Row) -> int:
-        """Tokens that `row` has."""
+    def texts(self, row: Row) -> list[Text]:
+        """Those that `row` learns from."""
+        ...
+
+    def judged(self, row: Row) -> list[Text]:
+        """Those of `row` that only go forward, before the minibatch is learnt."""
         ...
 
     def count(self, rows: Sequence[Row]) -> int:
@@ -71,6 +77,9 @@ class RowByRow:
     def prepared(self, rows: Sequence[Row], evaluate: Evaluate) -> Any:
         return self
 
+    def judged(self, row: Row) -> list[Text]:
+        return []
+
 
 class CausalLoss(RowByRow):
     """Mean cross-entropy of the next token over the tokens of `loss_mask`.
@@ -84,8 +93,9 @@ class CausalLoss(RowByRow):
     def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return len(row["input_ids"])
 
-    def tokens(self, row: Row) -> int:
-        return len(row["input_ids"])
+    def texts(self, row: Row) -> list[Text]:
+        ends = list(accumulate(row["lengths"] if "lengths" in row else [len(row["input_ids"])]))
+        return [Text(end - start, sum(row["loss_mask"][start + 1 : end])) for start, end in pairwise([0, *ends])]
 
     def count(self, rows: Sequence[Row]) -> int:
         return sum(sum(row["loss_mask"][1:]) for row in rows)  # nothing predicts the first token
@@ -115,10 +125,10 @@ class PairLoss(RowByRow):
     """What losses of chosen over rejected texts have in common."""
 
     def pass_tokens(self, row: Row, is_packed: bool) -> int:
-        return self.tokens(row) if is_packed else 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        return num_tokens(self.texts(row)) if is_packed else 2 * max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    def tokens(self, row: Row) -> int:
-        return len(row["chosen_ids"]) + len(row["rejected_ids"])
+    def texts(self, row: Row) -> list[Text]:
+        return [Text(len(row["chosen_ids"]), 0), Text(len(row["rejected_ids"]), 0)]
 
     def count(self, rows: Sequence[Row]) -> int:
         return len(rows)
@@ -178,6 +188,9 @@ class DirectPreferenceLoss(PairLoss):
     def load(self, folder: str) -> Any:
         return causal_lm.load_causal_lm(folder)
 
+    def texts(self, row: Row) -> list[Text]:
+        return [_completed(row[name], row["prompt_length"]) for name in self.reference_columns]
+
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
         texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         sums = completion_logprobs(model, texts, [row["prompt_length"] for row in rows] * 2, device)
@@ -214,8 +227,11 @@ class KTOLoss:
     def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return max(len(row["input_ids"]), len(row["kl_ids"]))
 
-    def tokens(self, row: Row) -> int:
-        return len(row["input_ids"])
+    def texts(self, row: Row) -> list[Text]:
+        return [_completed(row["input_ids"], row["prompt_length"])]
+
+    def judged(self, row: Row) -> list[Text]:
+        return [_completed(row["kl_ids"], row["prompt_length"])]
 
     def count(self, rows: Sequence[Row]) -> int:
         return len(rows)
@@ -257,6 +273,15 @@ class KTOLoss:
     def eval_metrics(self, shares: dict[str, float]) -> dict[str, float]:
         margin = {"eval/margin": shares["rewards/margins"]} if "rewards/margins" in shares else {}
         return {"eval/loss": shares["loss"]} | margin
+
+
+def num_tokens(texts: Sequence[Text]) -> int:
+    return sum(text.tokens for text in texts)
+
+
+def _completed(ids: Sequence[int], start: int) -> Text:
+    """A text whose tokens from `start` on are predicted."""
+    return Text(len(ids), len(ids) - max(start, 1))
 
 
 def completion_logprobs(

@@ -20,7 +20,8 @@ from rayrlhf.models.forward import chosen_logits
 from rayrlhf.roles import Metrics
 from rayrlhf.training.distributed import seed_all
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.learner import Counts, Learner
+from rayrlhf.training.flops import Text
+from rayrlhf.training.learner import Counts, Learner, texts_of
 from rayrlhf.training.moving_average import MovingAverage
 from rayrlhf.training.passes import response_logprobs, spread
 from rayrlhf.training.ppo_config import Normaliser, PolicyUpdateConfig
@@ -94,7 +95,7 @@ class PolicyLearner(Learner):
         steps = self.learn(batch, step, self._piece_loss)
         if self.average is not None:
             self.average.update()
-        metrics = self.averages(steps, _NAMES | self._more_names())
+        metrics = self.averages(steps, _NAMES | self._more_names()) | self.speeds(steps)
         metrics["policy/first_ratio_max_dev"] = steps[0].stats["policy/ratio_dev_max"]
         metrics["policy/optimizer_steps"] = float(sum(not step.is_skipped for step in steps))
         metrics["policy/entropy_coefficient"] = self.entropy_control.coefficient
@@ -155,11 +156,11 @@ class PolicyLearner(Learner):
         count = -(-batch_size // self.config.minibatch)
         return [texts.rows(rows) for rows in torch.arange(len(texts)).tensor_split(count)]
 
-    def also_learn(self, index: int) -> tuple[Iterable[Any], int]:
+    def also_learn(self, index: int) -> tuple[Iterable[Any], int, list[Text]]:
         if not self._texts:
-            return (), 0
+            return (), 0, []
         mine = self._texts[index % len(self._texts)]
-        return self.pieces(mine), int(mine.loss_mask.sum())
+        return self.pieces(mine), int(mine.loss_mask.sum()), texts_of(mine.lengths, mine.loss_mask)
 
     def _text_loss(self, part: TextBatch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
         """coefficient * mean negative log-likelihood of a token (InstructGPT eq. 2, gamma), at temperature 1."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rayrlhf.algorithms.preference_loss import binary, ranking, regression
 from rayrlhf.models import scalar
-from rayrlhf.training.losses import PairLoss, Row, RowByRow, numbers
+from rayrlhf.training.flops import Text
+from rayrlhf.training.losses import PairLoss, Row, RowByRow, num_tokens, numbers
 from rayrlhf.training.microbatches import pad
 
 
@@ -28,10 +29,10 @@ class RankingLoss(PairLoss):
         return scalar.load_scalar(folder)
 
     def pass_tokens(self, row: Row, is_packed: bool) -> int:
-        return self.tokens(row) if is_packed else len(row["ranked_ids"]) * max(map(len, row["ranked_ids"]))
+        return num_tokens(self.texts(row)) if is_packed else len(row["ranked_ids"]) * max(map(len, row["ranked_ids"]))
 
-    def tokens(self, row: Row) -> int:
-        return sum(map(len, row["ranked_ids"]))
+    def texts(self, row: Row) -> list[Text]:
+        return [Text(len(ids), 0) for ids in row["ranked_ids"]]
 
     def shares(self, model: Any, rows: Sequence[Row], count: int, device: torch.device) -> dict[str, Tensor]:
         scores = scalar.sequence_scores(model, *pad([text for row in rows for text in row["ranked_ids"]], device))
@@ -53,8 +54,8 @@ class _TextLoss(RowByRow):
     def pass_tokens(self, row: Row, is_packed: bool) -> int:
         return len(row["input_ids"])
 
-    def tokens(self, row: Row) -> int:
-        return len(row["input_ids"])
+    def texts(self, row: Row) -> list[Text]:
+        return [Text(len(row["input_ids"]), 0)]
 
     def count(self, rows: Sequence[Row]) -> int:
         return len(rows)

@@ -23,7 +23,7 @@ import fsspec
 import torch
 import torch.distributed as dist
 
-from rayrlhf import environment
+from rayrlhf import environment, profiling
 from rayrlhf.checkpoint import StageWriter, find_stage, make_final, writing
 from rayrlhf.data.chat_templates import with_template
 from rayrlhf.errors import ConfigError, DataError, DivergenceError
@@ -33,13 +33,16 @@ from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.models.peft_config import PeftConfig
+from rayrlhf.profile_steps import Steps
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed, rollback
 from rayrlhf.training.config import EarlyStopping, TrainConfig
 from rayrlhf.training.demonstrations import HeadShift, head_shift
 from rayrlhf.training.engine import Engine
-from rayrlhf.training.losses import Loss, Row, Shares
+from rayrlhf.training.losses import Loss, Row, Shares, num_tokens
+from rayrlhf.training.matrix_rate import MatrixShare
 from rayrlhf.training.microbatches import microbatches
+from rayrlhf.training.step_recorder import StepRecorder
 from rayrlhf.training.step_watch import StepWatch
 
 LABELS = {
@@ -90,6 +93,7 @@ class Stage:
     sources: tuple[str, ...] = ()  # names by the number in a row's column `source`, where rows are mixed
     environment: dict[str, str] = field(default_factory=dict, repr=False)  # of the driver's process, for the trackers
     packed: bool = False  # rows are several texts, none of which sees another
+    profile: Steps | None = None  # the steps in which workers record
 
 
 class Supervised:
@@ -115,6 +119,7 @@ class Supervised:
         causal_lm.set_end(model, self.tokenizer, stage.stop_strings)
         model = with_adapter(model, stage.peft)
         self.engine = Engine(model, self.train.engine, stage.total_steps)
+        self.matrix_share = MatrixShare(self.engine)
         self.progress = _Progress()
         return self._load(self.newest) if self.newest else 0.0
 
@@ -129,15 +134,20 @@ class Supervised:
         rank, say = self.engine.rank, lambda line: sys.stdout.write(line + "\n") and sys.stdout.flush()
         watch = StepWatch(f"{self.stage.name}, worker {rank}", self.train.stall_s, say)
         watch.begin(self.progress.step + 1)
+        recorder = self._recorder()
         try:
-            for rows in islice(train, self.progress.step, total):
+            for rows, waited_s in recorder.waited(islice(train, self.progress.step, total), self.progress.step):
                 if stopping and self.progress.num_worse >= stopping.patience:
                     break
-                metrics, note, stop = self._guarded_step(rows)
-                step = self.progress.step
+                with profiling.span("step"):
+                    metrics, note, stop = self._guarded_step(rows)
+                step, metrics["time/data_s"] = self.progress.step, waited_s
+                recorder.end(step)
                 is_last, is_best = step == total, False
                 if not stop and validation and (is_last or _is_due(step, self.train.validate_every)):
+                    began = time.time()
                     metrics |= self._validate(validation) | self._peak_memory()
+                    metrics["time/evaluate_s"] = time.time() - began
                     is_best = stopping is not None and self.progress.is_best(metrics, stopping)
                 if report is not None:
                     report.step(step, metrics | (self.stage.data_counts if step == 1 else {}), note)
@@ -167,6 +177,11 @@ class Supervised:
         if stopping and self.engine.rank == 0:
             path = make_final(self.stage.run.stage(self.stage.name), self.progress.best_step, self._seconds())
         return path
+
+    def _recorder(self) -> StepRecorder:
+        steps, run = self.stage.profile, self.stage.run
+        folder = steps.folder(run.directory, self.stage.name) if steps is not None else ""
+        return StepRecorder(steps, folder, self.engine.rank)
 
     def _is_asked_to_stop(self) -> bool:
         """Whether the driver has left its request; all ranks know the same."""
@@ -228,13 +243,15 @@ class Supervised:
         name = f"minibatch {self.progress.step} (rows {first} to {first + len(rows) - 1} of the stage's order)"
         metrics = self.engine.optimizer_step(self._shares_of(rows), loss_fn, name)
         metrics["loss/train"] = metrics.pop("loss")
-        num_tokens = sum(map(self.loss.tokens, rows))
-        self.progress.num_tokens += num_tokens
+        texts = [text for row in rows for text in self.loss.texts(row)]
+        count = num_tokens(texts)
+        self.progress.num_tokens += count
         metrics["data/tokens"] = float(self.progress.num_tokens)
         metrics |= self._mixed(rows)
         metrics["time/step_s"] = time.time() - started
-        metrics["perf/tokens_per_s"] = num_tokens / metrics["time/step_s"]
-        return metrics
+        metrics["perf/tokens_per_s"] = count / metrics["time/step_s"]
+        judged = [text for row in rows for text in self.loss.judged(row)]
+        return metrics | self.matrix_share.metrics("perf/matrix", texts, metrics["time/step_s"], judged)
 
     def _mixed(self, rows: list[Row]) -> dict[str, float]:
         """What each source of a mixture has given so far, `rows` included."""
@@ -242,8 +259,8 @@ class Supervised:
             return {}
         mixture = self.progress.mixture
         for row in rows:
-            num_rows, num_tokens = mixture.get(name := self.stage.sources[row["source"]], (0, 0))
-            mixture[name] = (num_rows + 1, num_tokens + self.loss.tokens(row))
+            num_rows, tokens = mixture.get(name := self.stage.sources[row["source"]], (0, 0))
+            mixture[name] = (num_rows + 1, tokens + num_tokens(self.loss.texts(row)))
         return mixture_metrics(mixture)
 
     def _peak_memory(self) -> dict[str, float]:
@@ -359,11 +376,11 @@ def mixture_metrics(mixture: dict[str, tuple[int, int]]) -> dict[str, float]:
     """Rows, tokens and their shares by source."""
     all_rows, all_tokens = (sum(given[n] for given in mixture.values()) for n in (0, 1))
     metrics = {}
-    for name, (num_rows, num_tokens) in sorted(mixture.items()):
+    for name, (num_rows, count) in sorted(mixture.items()):
         metrics[f"data/mixture_rows_{name}"] = float(num_rows)
-        metrics[f"data/mixture_tokens_{name}"] = float(num_tokens)
+        metrics[f"data/mixture_tokens_{name}"] = float(count)
         metrics[f"data/mixture_row_share_{name}"] = num_rows / all_rows
-        metrics[f"data/mixture_token_share_{name}"] = num_tokens / all_tokens
+        metrics[f"data/mixture_token_share_{name}"] = count / all_tokens
     return metrics
 
 

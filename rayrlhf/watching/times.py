@@ -54,7 +54,8 @@ def _calls(history: History) -> dict[tuple[str, str], float]:
     for name in history.newest:
         if name.startswith("time/") and name.endswith("_s") and name != STEP and (seconds := history.mean(name)):
             role, _, method = name.removeprefix("time/").removesuffix("_s").partition("_")
-            found[role, method] = seconds
+            if method:  # others, such as time/data_s, are no call to a role
+                found[role, method] = seconds
     return found
 
 

@@ -22,6 +22,20 @@ CASES = (
         ("--train.epochs=3", "dashes: train.epochs=3"),
     ),
     Case("an option is misspelt", given(*SFT, "--dryrun"), ("--dryrun", "did you mean --dry-run?")),
+    Case("steps to profile that are none", given(*SFT, "--profile", "often"), ("--profile often", "--profile 5-6")),
+    Case("steps to profile from 0 on", given(*SFT, "--profile", "0-2"), ("--profile 0-2", "count from 1")),
+    Case("steps to profile backwards", given(*SFT, "--profile=6-5"), ("--profile 6-5", "the first step is after")),
+    Case("too many steps to profile", given(*SFT, "--profile", "1-500"), ("500 steps", "at most 20")),
+    Case(
+        "steps to profile that a job does not take",
+        given(*SFT, "train.max_steps=2", "--profile"),
+        ("--profile 3", "sft takes 2 steps", "from 1 to 2"),
+    ),
+    Case(
+        "a profile of a pipeline",
+        given("pipeline", "run.name=mine", "sft.model=llama", "sft.data.train=sft.jsonl", "--profile"),
+        ("--profile", "one stage that trains", "not for pipeline", "one by one"),
+    ),
     Case(
         "two configuration files",
         file("b.yaml", "{}", "sft", "a.yaml", "b.yaml"),

@@ -21,6 +21,7 @@ from rayrlhf.checkpoint import StageWriter
 from rayrlhf.config import Section, load
 from rayrlhf.environment import COMMAND
 from rayrlhf.errors import ConfigError, DataError, ModelError, ResourceError, RoleError
+from rayrlhf.profile_steps import Steps
 from rayrlhf.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -83,8 +84,28 @@ def test_parse():
 
 
 @pytest.mark.parametrize(
+    ("argv", "steps", "rest"),
+    [
+        (["--profile"], Steps(3, 3), []),
+        (["--profile", "7"], Steps(7, 7), []),
+        (["--profile=5-6", "a=1"], Steps(5, 6), ["a=1"]),
+        (["a=1", "--profile", "5-6", "--dry-run"], Steps(5, 6), ["a=1"]),
+        (["--profile", "a=1"], Steps(3, 3), ["a=1"]),
+        (["--profile", "--dry-run"], Steps(3, 3), []),
+        ([], None, []),
+    ],
+)
+def test_the_word_after_profile_is_its_value_unless_it_is_something_else(argv, steps, rest):
+    arguments = command.parse(argv)
+    assert (arguments.profile, arguments.overrides, arguments.config) == (steps, rest, None)
+    assert command.parse(["--profile", "c.yaml"]) == command.Arguments("c.yaml", [], frozenset(), Steps(3, 3))
+
+
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
+        (["--profile", "fast"], "--profile fast: give a step or the first and the last one"),
+        (["--profile="], "--profile : give a step"),
         (["a.yaml", "b.yaml"], "one configuration file is taken, got a.yaml, b.yaml"),
         (["--dryrun"], "did you mean --dry-run?"),
         (["--run.seed=1"], "without dashes: run.seed=1"),
@@ -114,6 +135,57 @@ def test_dry_run_shows_the_plan(calls, capsys):
 
 
 # ---- running ---------------------------------------------------------------------------------------
+
+
+def profiled(config: Config, profile: Steps | None = None) -> str:
+    """A job that takes four steps, and leaves a trace."""
+    folder = Path(profile.folder(config.run.directory, "job"))
+    folder.mkdir(parents=True)
+    for name in ("policy-0.json.gz", "policy-0.txt", "ray_timeline.json.gz"):
+        (folder / name).touch()
+    return str(folder)
+
+
+def test_a_profile_is_given_to_the_job_and_told_at_its_end(calls, tmp_path, capsys):
+    def start(*argv: str) -> int:
+        given = [f"run.root={tmp_path}", *argv]
+        return command.main("job", Config, nothing, plan, profiled, given, steps=lambda config: 4)
+
+    assert start("--profile", "2-4") == 0
+    folder = tmp_path / "demo" / "profile" / "job" / "step_000002_to_000004"
+    out = capsys.readouterr().out
+    assert f"profile of step 2-4: {folder}\n" in out
+    assert "traces: policy-0.json.gz, ray_timeline.json.gz: open one at https://ui.perfetto.dev" in out
+    assert "took most: policy-0.txt" in out
+    assert start("--profile", "--dry-run") == 0 and "job: step 3 would be profiled" in capsys.readouterr().out
+    assert start("--profile", "4-5") == 2
+    assert "--profile 4-5: job takes 4 steps. Give steps from 1 to 4" in capsys.readouterr().err
+    assert job(calls, "--profile") == 2
+    assert "--profile is for one stage that trains (pretrain, sft, " in capsys.readouterr().err
+    assert calls == ["connect", "disconnect"], "the others were refused before"
+
+
+def test_a_profile_without_files_is_said_to_be_none(calls, tmp_path, capsys):
+    given = [f"run.root={tmp_path}", "--profile"]
+    ended = command.main("job", Config, nothing, plan, lambda config, profile: None, given, steps=lambda config: None)
+    assert ended == 0 and "profile: none, as job ended before step 3" in capsys.readouterr().out
+
+
+def test_what_is_behind_a_stage_cannot_be_profiled(calls, tmp_path, capsys):
+    given = [f"run.root={tmp_path}", "--profile"]
+    config = load(Config, None, given[:1])
+
+    def start() -> str:
+        options = {"parents": lambda config: {}, "steps": lambda config: None}
+        assert command.main("job", Config, nothing, plan, profiled, given, **options) == 2
+        return capsys.readouterr().err
+
+    described = config.model_dump(mode="json")
+    StageWriter(config.run.stage("job"), 3).finish("job", described, {}, {}, is_final=False)
+    assert "--profile 3: job goes on after step 3 (without a value it is step 3). Give later steps" in start()
+    StageWriter(config.run.stage("job"), 4).finish("job", described, {}, {})
+    assert "is finished, and not made again" in start()
+    assert calls == []
 
 
 def test_run_is_between_connect_and_disconnect(calls):

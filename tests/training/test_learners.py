@@ -53,6 +53,11 @@ def weights(learner):
     return {name: p.detach().clone() for name, p in learner.engine.module.named_parameters()}
 
 
+def numbers(metrics):
+    """Without what a clock measured."""
+    return {name: value for name, value in metrics.items() if not name.startswith("perf/")}
+
+
 def largest_difference(a, b):
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).detach().abs().max()) for name in a)
@@ -263,7 +268,7 @@ def test_the_split_into_microbatches_changes_nothing(tiny_model):
 def test_metrics_are_weighted_by_tokens(tiny_model):
     learner = make_policy(tiny_model("llama"))
     steps = [
-        OptimizerStep(tokens, stats | {"optim/skipped_steps": 1.0}, is_skipped)
+        OptimizerStep(tokens, stats | {"optim/skipped_steps": 1.0}, is_skipped, [])
         for tokens, stats, is_skipped in (
             (10, {"loss/policy": 1.0, "optim/grad_norm": 2.0, "optim/lr": 0.2}, False),
             (90, {"loss/policy": math.nan, "optim/grad_norm": math.inf, "optim/lr": 0.2}, True),
@@ -413,7 +418,7 @@ def test_a_saved_learner_goes_on_as_if_never_stopped(tiny_model, tmp_path):
     other = make_policy(tiny_model("llama"), engine=adam)
     other.load(str(tmp_path / "state"))
     assert largest_difference(weights(other), saved) == 0
-    assert other.update(batch, step=2) == metrics
+    assert numbers(other.update(batch, step=2)) == numbers(metrics)
     assert largest_difference(weights(other), weights(learner)) == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert largest_difference(dict(exported.named_parameters()), saved) == 0
@@ -445,7 +450,7 @@ def test_an_entropy_target_moves_the_bonus_and_is_resumed(tiny_model, tmp_path):
     resumed.load(str(tmp_path))
     old = resumed.logprobs(rollouts)
     third = [each.update(policy_batch(rollouts, old), 3) for each in (learner, resumed)]
-    assert third[0] == third[1] and third[0]["policy/entropy_coefficient"] > expected
+    assert numbers(third[0]) == numbers(third[1]) and third[0]["policy/entropy_coefficient"] > expected
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -467,6 +472,6 @@ def test_optimizer_states_on_the_host_between_updates_change_nothing(stage, tiny
         learner.load(str(tmp_path / f"state{offload}"))
         assert len(states) == 2 * offload
         found[offload] = first, learner.update(batch, 2), weights(learner)
-    assert found[True][:2] == found[False][:2]
+    assert [*map(numbers, found[True][:2])] == [*map(numbers, found[False][:2])]
     assert largest_difference(found[True][2], found[False][2]) == 0
     assert seen and not any(seen), "while it learns they are there"

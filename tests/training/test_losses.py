@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss, PreferenceLoss
+from rayrlhf.training.losses import LOSSES, DirectPreferenceLoss, KTOLoss, PreferenceLoss, num_tokens
 from rayrlhf.training.reward_losses import BinaryLoss, RankingLoss, RegressionLoss
 from rayrlhf.training.supervised import _Progress
 
@@ -30,6 +30,9 @@ def test_causal_loss_is_transformers_mean_over_loss_tokens(tiny_model: Callable[
     model = loss.load(tiny_model("llama")).eval()
     assert loss.count(TEXTS) == 4  # nothing predicts a row's first token
     assert [loss.pass_tokens(row, is_packed=False) for row in TEXTS] == [5, 3]
+    assert [loss.texts(row) for row in TEXTS] == [[(5, 3)], [(3, 1)]], "tokens and the predicted ones of them"
+    packed = {"input_ids": [5, 6, 7, 8, 9, 10], "loss_mask": [1, 1, 0, 0, 1, 1], "lengths": [2, 4]}
+    assert loss.texts(packed) == [(2, 1), (4, 2)]
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 41, -100, -100, -100]])
     tokens = torch.tensor([[5, 6, 7, 8, 9], [40, 41, 42, 0, 0]])
     with torch.no_grad():
@@ -56,8 +59,8 @@ def test_preference_loss_by_hand() -> None:
     loss = LOSSES["preference"]
     assert loss.count(PAIRS) == 3
     assert [loss.pass_tokens(row, is_packed=False) for row in PAIRS] == [8, 6, 2]
-    assert [loss.pass_tokens(row, is_packed=True) for row in PAIRS] == [loss.tokens(row) for row in PAIRS]
-    assert [loss.tokens(row) for row in PAIRS] == [6, 5, 2]
+    assert [loss.pass_tokens(row, is_packed=True) for row in PAIRS] == [6, 5, 2]
+    assert [num_tokens(loss.texts(row)) for row in PAIRS] == [6, 5, 2]
     # scores 8 over 6, 41 over 44, 7 over 8
     shares = {name: float(value) for name, value in loss.shares(Scores(), PAIRS, 3, CPU).items()}
     expected = sum(math.log1p(math.exp(-margin)) for margin in (2, -3, -1)) / 3
@@ -91,7 +94,7 @@ def test_ranking_loss_by_hand() -> None:
     assert [loss.pass_tokens(row, is_packed=False) for row in RANKINGS] == [9, 4, 8], (
         "all texts of a row in one forward pass"
     )
-    assert [loss.tokens(row) for row in RANKINGS] == [6, 4, 6]
+    assert [num_tokens(loss.texts(row)) for row in RANKINGS] == [6, 4, 6]
     shares = {name: float(value) for name, value in loss.shares(Scores(), RANKINGS, 3, CPU).items()}
     leads = [(2, 1, -1), (-1,), (1, 2, 4, 1, 3, 2)]  # of each prompt's pairs
     means = [sum(math.log1p(math.exp(-lead)) for lead in pairs) / len(pairs) for pairs in leads]
@@ -176,6 +179,7 @@ def test_direct_preference_loss_against_a_slow_loop(form: Any, tiny_model: Calla
     loss = DirectPreferenceLoss(form, beta=0.3)
     model = loss.load(tiny_model("llama")).eval()
     assert [loss.pass_tokens(row, is_packed=False) for row in DPO_PAIRS] == [8, 6] and loss.count(DPO_PAIRS) == 2
+    assert [loss.texts(row) for row in DPO_PAIRS] == [[(4, 2), (3, 1)], [(2, 1), (3, 2)]]
 
     total, margins = torch.zeros(()), []
     for row in DPO_PAIRS:
@@ -217,6 +221,11 @@ def test_kto_loss_against_a_slow_loop(tiny_model: Callable[[str], str]) -> None:
     loss, rows = KTOLoss(0.3, 1.5, 0.5), [a | b for a, b in zip(LABELLED, MISMATCHED, strict=True)]
     model = loss.load(tiny_model("llama")).eval()
     assert [loss.pass_tokens(row, is_packed=False) for row in rows] == [4, 5, 3] and loss.count(rows) == 3
+    assert [loss.texts(row) + loss.judged(row) for row in rows] == [
+        [(4, 2), (3, 1)],
+        [(2, 1), (5, 4)],
+        [(3, 2), (2, 1)],
+    ]
     with torch.no_grad():
         gaps = [slow_logprob(model, row["kl_ids"], row["prompt_length"]) - row["ref_kl"] for row in rows]
     kl = float(sum(gaps)) / 3
