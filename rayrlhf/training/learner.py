@@ -24,6 +24,7 @@ from rayrlhf.training.matrix_rate import MatrixShare
 from rayrlhf.training.microbatches import microbatches
 from rayrlhf.training.passes import minibatches, piece, token_pass
 from rayrlhf.training.ppo_config import UpdateConfig
+from rayrlhf.training.precision import warn_if_slow
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Learner:
         self.engine, self.tokenizer, self.update_config, self.seed = engine, tokenizer, update, seed
         self._matrix_share: MatrixShare | None = None  # from the first update on
         self._learnt_s = 0.0  # seconds of the last update's optimizer steps
+        warn_if_slow(self.role, f"{self.role}.engine", engine.config, engine.device, engine.rank)
 
     def forward(self, rollouts: Rollouts, compute: Callable[[Rollouts], Tensor]) -> Tensor:
         """`compute` of every row (see `token_pass`), shared out over the ranks; f32 `[B, T]` on each."""

@@ -12,7 +12,7 @@ from rayrlhf.batches import CriticBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DivergenceError, ModelError
 from rayrlhf.models.causal_lm import stop_strings
-from rayrlhf.training import distributed
+from rayrlhf.training import distributed, precision
 from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.critic_learner import CriticLearner, explained_variance
 from rayrlhf.training.learner import OptimizerStep
@@ -475,3 +475,12 @@ def test_optimizer_states_on_the_host_between_updates_change_nothing(stage, tiny
     assert [*map(numbers, found[True][:2])] == [*map(numbers, found[False][:2])]
     assert largest_difference(found[True][2], found[False][2]) == 0
     assert seen and not any(seen), "while it learns they are there"
+
+
+@pytest.mark.parametrize(("role", "make"), [("policy", make_policy), ("critic", make_critic)])
+def test_a_slow_precision_is_said_with_the_roles_own_key(tiny_model, monkeypatch, capsys, role, make):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    make(tiny_model("llama"), engine=EngineConfig(precision="bf16"))
+    assert f"warning: {role}: {role}.engine.precision=bf16" in capsys.readouterr().out
+    make(tiny_model("llama"))
+    assert "warning" not in capsys.readouterr().out
