@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rayrlhf.batches import Rollouts
 from rayrlhf.models.causal_lm import load_causal_lm
-from rayrlhf.models.forward import autocast, leaves_padding_out
+from rayrlhf.models.forward import leaves_padding_out
+from rayrlhf.models.precision import autocast
 from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training.passes import response_logprobs, token_pass
 

@@ -167,8 +167,7 @@ def bfloat16(facts: Facts) -> Finding:
         return Finding("bfloat16 on CPU", "ok", "not known")
     if facts.cpu_has_bf16:
         return Finding("bfloat16 on CPU", "ok", "has instructions")
-    # spaces where a narrow terminal may break it
-    remedy = "bf16 is slow there: precision: float32 in train.engine (the demo's pretrain, sft, reward_model have bf16)"
+    remedy = "precision=auto trains in float32 there; precision=bf16 would be slow"
     return Finding("bfloat16 on CPU", "note", "no instructions", remedy)
 
 

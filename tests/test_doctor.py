@@ -98,7 +98,7 @@ def test_notes_are_no_problems():
     assert doctor.gpu(replace(SOUND, gpus=("H200, 141 GiB",))).status == "note"
     assert doctor.shared_memory(replace(SOUND, shm_gib=None)).status == "note"
     slow = doctor.bfloat16(replace(SOUND, cpu_has_bf16=False))
-    assert slow.status == "note" and "precision: float32 in train.engine" in slow.remedy
+    assert slow.status == "note" and "precision=auto trains in float32" in slow.remedy
     assert doctor.bfloat16(replace(SOUND, cpu_has_bf16=None)).status == "ok"
     finding = doctor.data(replace(SOUND, data_error="run the fetch"))
     assert (finding.status, finding.remedy) == ("note", "run the fetch")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +30,6 @@ from torch import Tensor
 _ATTENTION = "rayrlhf_rows"  # the name under which transformers finds `_attention`
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _CAN = "computes_without_padding"  # an attribute of the model, the answer of `leaves_padding_out`
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """What a forward pass runs in, by `EngineConfig.precision`: with bf16 matrix products in bfloat16."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def leaves_padding_out(model: Any) -> bool:

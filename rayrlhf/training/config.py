@@ -51,8 +51,10 @@ class EngineConfig(Section):
         default=1,
         description="DeepSpeed ZeRO: 1 splits optimizer states over ranks, 2 gradients, 3 weights too",
     )
-    precision: Literal["float32", "bf16"] = Field(
-        default="float32", description="bf16: matrix products in bfloat16, weights and optimizer in float32"
+    precision: Literal["float32", "bf16", "auto"] = Field(
+        default="float32",
+        description="bf16: matrix products in bfloat16, weights and optimizer in float32; "
+        "auto: bf16 where the device has instructions for it, else float32",
     )
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
     guard: GuardConfig = Field(default=GuardConfig(), description="steps that are skipped")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rayrlhf.algorithms.spike_guard import SpikeGuard
 from rayrlhf.models import adapters
-from rayrlhf.models.forward import autocast
+from rayrlhf.models.precision import autocast
 from rayrlhf.training import distributed, engine_state, gradients
 from rayrlhf.training.config import EngineConfig
 from rayrlhf.training.schedule import lr_factor

@@ -17,6 +17,7 @@ from torch import Tensor
 from rayrlhf.batches import Rollouts
 from rayrlhf.errors import DivergenceError
 from rayrlhf.models.forward import leaves_padding_out
+from rayrlhf.models.precision import warn_if_slow
 from rayrlhf.roles import Metrics
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.flops import Text
@@ -24,7 +25,6 @@ from rayrlhf.training.matrix_rate import MatrixShare
 from rayrlhf.training.microbatches import microbatches
 from rayrlhf.training.passes import minibatches, piece, token_pass
 from rayrlhf.training.ppo_config import UpdateConfig
-from rayrlhf.training.precision import warn_if_slow
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Learner:
         self.engine, self.tokenizer, self.update_config, self.seed = engine, tokenizer, update, seed
         self._matrix_share: MatrixShare | None = None  # from the first update on
         self._learnt_s = 0.0  # seconds of the last update's optimizer steps
-        warn_if_slow(self.role, f"{self.role}.engine", engine.config, engine.device, engine.rank)
+        warn_if_slow(self.role, f"{self.role}.engine", engine.config.precision, engine.device, engine.rank)
 
     def forward(self, rollouts: Rollouts, compute: Callable[[Rollouts], Tensor]) -> Tensor:
         """`compute` of every row (see `token_pass`), shared out over the ranks; f32 `[B, T]` on each."""

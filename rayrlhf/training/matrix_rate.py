@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from rayrlhf.models.precision import matrix_dtype
 from rayrlhf.training import distributed
 from rayrlhf.training.engine import Engine
 from rayrlhf.training.flops import Text, flops, model_shape
@@ -23,7 +24,7 @@ class MatrixShare:
     def __init__(self, engine: Engine) -> None:
         """Measures; every rank calls it, before its first update."""
         dist.barrier()  # side by side, as they train: ranks of one machine share its memory and caches
-        dtype = torch.bfloat16 if engine.config.precision == "bf16" else torch.float32
+        dtype = matrix_dtype(engine.device, engine.config.precision)
         own = {"rate": matrix_rate(engine.device, dtype, torch.get_num_threads())}
         self._rate = distributed.sum_over_ranks(own, engine.device)["rate"]
         self._shape = model_shape(engine.module)

@@ -54,7 +54,8 @@ class _Reference:
         import pyarrow as pa
         import torch
 
-        from rayrlhf.models.forward import autocast, leaves_padding_out
+        from rayrlhf.models.forward import leaves_padding_out
+        from rayrlhf.models.precision import autocast
         from rayrlhf.training.losses import completion_logprobs
         from rayrlhf.training.microbatches import microbatches
 

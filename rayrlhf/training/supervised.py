@@ -33,6 +33,7 @@ from rayrlhf.models.adapters import with_adapter
 from rayrlhf.models.config import ModelConfig
 from rayrlhf.models.forward import leaves_padding_out
 from rayrlhf.models.peft_config import PeftConfig
+from rayrlhf.models.precision import warn_if_slow
 from rayrlhf.profile_steps import Steps
 from rayrlhf.run import RunConfig
 from rayrlhf.training import distributed, rollback
@@ -42,7 +43,6 @@ from rayrlhf.training.engine import Engine
 from rayrlhf.training.losses import Loss, Row, Shares, num_tokens
 from rayrlhf.training.matrix_rate import MatrixShare
 from rayrlhf.training.microbatches import microbatches
-from rayrlhf.training.precision import warn_if_slow
 from rayrlhf.training.step_recorder import StepRecorder
 from rayrlhf.training.step_watch import StepWatch
 
@@ -120,7 +120,7 @@ class Supervised:
         causal_lm.set_end(model, self.tokenizer, stage.stop_strings)
         model = with_adapter(model, stage.peft)
         self.engine = Engine(model, self.train.engine, stage.total_steps)
-        warn_if_slow(stage.name, "train.engine", self.train.engine, self.engine.device, self.engine.rank)
+        warn_if_slow(stage.name, "train.engine", self.train.engine.precision, self.engine.device, self.engine.rank)
         self.matrix_share = MatrixShare(self.engine)
         self.progress = _Progress()
         return self._load(self.newest) if self.newest else 0.0

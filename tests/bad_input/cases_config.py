@@ -61,7 +61,9 @@ CASES = (
     ),
     Case("a seed with too many digits", given(*SFT, "run.seed=99999999999"), ("run.seed", "less than", "99999999999")),
     Case(
-        "a precision that is not there", given(*SFT, "train.engine.precision=fp16"), ("'fp16'", "'float32' or 'bf16'")
+        "a precision that is not there",
+        given(*SFT, "train.engine.precision=fp16"),
+        ("'fp16'", "'float32', 'bf16' or 'auto'"),
     ),
     Case("a section that is a number", given(*SFT, "train=3"), ("train: expected a section of keys", "got 3")),
     Case("a word where a list is expected", given(*SFT, "run.trackers=wandb"), ("run.trackers", "write [wandb]")),

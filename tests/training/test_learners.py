@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rayrlhf.batches import CriticBatch
 from rayrlhf.data.config import DataConfig
 from rayrlhf.errors import DivergenceError, ModelError
+from rayrlhf.models import precision
 from rayrlhf.models.causal_lm import stop_strings
-from rayrlhf.training import distributed, precision
+from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.critic_learner import CriticLearner, explained_variance
 from rayrlhf.training.learner import OptimizerStep

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from rayrlhf.models import precision
 from rayrlhf.run import RunConfig
-from rayrlhf.training import distributed, precision
+from rayrlhf.training import distributed
 from rayrlhf.training.config import EngineConfig, TrainConfig
 from rayrlhf.training.losses import CausalLoss, Row
 from rayrlhf.training.supervised import Stage, Supervised
