@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from rayrlhf.errors import DeadlineError, RoleError, UserError
+from rayrlhf.errors import DeadlineError, RoleError, StateLost, UserError
 
 # How long a failed gather waits for a better explanation.  When a rank dies, its peers' collectives
 # break within milliseconds ("connection closed"), while Ray reports the death about a second later.
@@ -67,7 +67,7 @@ class RoleDied(RoleError):
 async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: float, **kwargs: Any) -> Any:
     """The answer of `handle.method(*args, **kwargs)`; `role` is the actor's name, such as `policy-0`.
 
-    Raises the actor's own UserError as it was raised there; DeadlineError when there is no answer
+    Raises the actor's own UserError or StateLost as it was raised there; DeadlineError when there is no answer
     within `deadline_s` seconds; RoleDied when the actor's process is gone; RoleError with the
     remote traceback for anything else.
     """
@@ -99,7 +99,7 @@ async def _answer(ref: Any) -> Any:
 def _explain(error: RayError, role: str, method: str) -> Exception:
     """The error to raise in the caller for what Ray raised."""
     cause = getattr(error, "cause", None)
-    if isinstance(error, RayTaskError) and isinstance(cause, UserError):
+    if isinstance(error, RayTaskError) and isinstance(cause, UserError | StateLost):
         return cause
     text = _COLOURS.sub("", str(error))
     if isinstance(error, RayActorError):

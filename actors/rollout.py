@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 from torch import Tensor
 
 from actors import calls
 from actors.config import RolloutConfig, SamplingConfig
 from actors.group import Placement, ReplicaGroup
 from rayrlhf.batches import Prompts, Rollouts
-from rayrlhf.errors import RoleError
+from rayrlhf.errors import RoleError, StateLost
 from rayrlhf.restarts import Restarts
 from rayrlhf.role_logs import LoggedRole
 
@@ -53,14 +54,21 @@ class RolloutReplica(LoggedRole):
     def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
         """Replaces the weights by those in `buckets` (refs of name -> tensor), read one by one.
 
-        Returns each tensor's digest, computed here on what was loaded, and the number of bytes.
+        Returns each tensor's digest, computed here on what was loaded, and the number of bytes.  Raises StateLost where
+        a bucket is gone.
         """
         num_bytes = 0
 
         def read() -> Iterator[dict[str, Tensor]]:
             nonlocal num_bytes
             for ref in buckets:
-                bucket = ray.get(ref)
+                try:
+                    bucket = ray.get(ref)
+                except ObjectLostError as error:
+                    raise StateLost(
+                        f"the policy's weights of version {version} were lost from the object store before they were "
+                        f"loaded: policy-0, which put them there, has died, or its node was lost.\n{error}"
+                    ) from error
                 num_bytes += sum(tensor.nbytes for tensor in bucket.values())
                 yield bucket
 

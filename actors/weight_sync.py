@@ -15,12 +15,17 @@ rollout.  unblocked by: all digests being equal; a rollout with a differing one 
 
 A rollout that is begun anew later gets the same version once more, exported again: between two publishes the policy
 stands still (until its next update, by when every rollout has answered), and no copy of the weights has to be kept.
+
+Where rollouts sample while the policy learns (rayrlhf/sampling.py) the two halves are calls of their own: `export`,
+and `load` when the rollouts' turn comes.  The policy has moved on by then, so the copy is kept until the next one is
+loaded, for rollouts that are begun anew.  Its objects are policy-0's: with its process they are lost (StateLost).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,6 +44,14 @@ Bucket = tuple[Any, dict[str, str]]  # object ref of {name: tensor}, and each te
 Export = Callable[[], Awaitable[list[Bucket]]]
 
 
+@dataclass(frozen=True)
+class Copy:
+    """Weights in the object store."""
+
+    version: int
+    buckets: list[Bucket]
+
+
 class Publisher:
     """`roles.Publisher` over object store; its errors name the rollout and the first differing tensor."""
 
@@ -53,6 +66,20 @@ class Publisher:
         num_bytes = await send(self._export, self._rollout, version)
         seconds = time.perf_counter() - begin
         return {"sync/publish_s": seconds, "sync/bytes": float(num_bytes), "sync/version": float(version)}
+
+    async def export(self, version: int) -> tuple[Copy, Metrics]:
+        """The policy's weights as they are now, in the object store while the copy is held."""
+        begin = time.perf_counter()
+        copy = Copy(version, await self._export())
+        return copy, {"sync/publish_s": time.perf_counter() - begin, "sync/version": float(version)}
+
+    async def load(self, copy: Copy) -> None:
+        """Every rollout engine holds the copy when this returns, also one that is begun anew later."""
+
+        async def exported() -> list[Bucket]:
+            return copy.buckets
+
+        await send(exported, self._rollout, copy.version)
 
     async def _export(self) -> list[Bucket]:
         return (await self._policy.everyone("export_weights", self._bucket_bytes))[0]

@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from rayrlhf.models.targets import Shapes
     from rayrlhf.profile_steps import Steps
     from rayrlhf.restarts import Restarts
+    from rayrlhf.sampling import Sampler
     from rayrlhf.stream import Stream
 
 T = TypeVar("T")
 ROLES = ("policy", "critic", "reference", "reward", "rollout")
+STALE_IMPORTANCE_CAP = 2.0  # policy.importance_cap where it is not set and max_staleness is above 0
 EVALUATION_SEED_OFFSET = 1_000_003  # held-out prompts are sampled with other seeds than training prompts
 
 
@@ -79,6 +81,12 @@ class PPOConfig(Section):
     policy: PolicyUpdateConfig = Field(default=PolicyUpdateConfig(), description="the policy's update")
     critic: CriticUpdateConfig = Field(default=CriticUpdateConfig(), description="the critic's update")
     loop: LoopConfig = Field(default=LoopConfig(), description="steps, evaluation, checkpoints")
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="RL steps that the weights which sample may be behind those that learn; 0: sampling and learning "
+        "take turns; above 0 they overlap, and policy.importance_cap is 2 where it is not set",
+    )
     layout: LayoutConfig = Field(
         default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
     )
@@ -101,6 +109,12 @@ class PPOConfig(Section):
         return self.policy.peft is not None and self.reference_model is None
 
     @property
+    def importance_cap(self) -> float | None:
+        """Where the weights for the engine's other log-probs are cut; null: no weights."""
+        cap = self.policy.importance_cap
+        return STALE_IMPORTANCE_CAP if cap is None and self.max_staleness else cap
+
+    @property
     def normaliser(self) -> Normaliser:
         """Of the policy's loss."""
         own: dict[str, Normaliser] = {"grpo": "sequence_mean", "dr_grpo": "constant"}
@@ -115,17 +129,35 @@ class PPOConfig(Section):
             yield "algorithm.group_size", "algorithm.group_size is 1"
         if not algorithm.kl_in_loss:
             yield "algorithm.kl.kind k2 or k3", "the KL is in the reward"
+        if not self.max_staleness:
+            yield "max_staleness", "max_staleness is 0"
         if self.reward_failures.score is None:
             yield "reward_failures.score", "reward_failures.score is null"
         for key, value in (
             ("reward_model", self.reward_model),
             ("reward_function", self.reward_function),
             ("policy.pretraining", self.policy.pretraining),
-            ("importance_cap", self.policy.importance_cap),
+            ("importance_cap", self.importance_cap),
             ("gold", self.gold),
         ):
             if value is None:
                 yield key, f"{key} is null"
+
+    @model_validator(mode="after")
+    def _takes_no_turns(self) -> PPOConfig:
+        moved = [role for role in self.roles if role in self.layout.roles and self.layout.roles[role].offload]
+        if self.max_staleness and moved:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} samples while the other roles learn, but "
+                f"layout.roles.{moved[0]}.offload has them take turns on a GPU: set max_staleness=0, or a layout in "
+                "which the rollout role has GPUs of its own"
+            )
+        if self.max_staleness and self.policy.recompute_logprobs_every > 1:
+            raise ValueError(
+                f"policy.recompute_logprobs_every={self.policy.recompute_logprobs_every} takes the sampler's log-probs "
+                f"for the policy's, which with max_staleness={self.max_staleness} are of other weights: leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_late_before_it_fails(self) -> PPOConfig:
@@ -248,13 +280,12 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     from cluster.placement import Placement
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
-    from rayrlhf.data.prompt_stream import Originals, held_out_prompts, training_prompts
+    from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
     from rayrlhf.restarts import Restarts
-    from rayrlhf.reward_sources.columns import asked_columns
     from rayrlhf.score_function import load_function
     from rayrlhf.stream import Stream
     from rayrlhf.timing import Stopwatch
@@ -265,7 +296,7 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     progress = Progress.of(found.stage) if found.stage else Progress()
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
-    originals, counts = Originals(columns=asked_columns(config.reward_function)), dict[str, float]()
+    originals, counts = _originals(config), dict[str, float]()
     held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
     layout = config.layout.only(config.roles)
     placement = Placement.reserve(layout, config.start_deadline_s, console.print, root)
@@ -294,12 +325,12 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
         waiting=lambda: calls.wait_for(DRIVER, "a batch of prompts"),
     )
     try:
-        roles = await _start(config, placement, groups, stopwatch, texts, prompts, originals, restarts)
+        roles = await _start(config, placement, groups, stopwatch, texts, originals, restarts)
         gold = _known_to_the_watchdog(load_function(config.gold), "scores of gold") if config.gold else None
         return await PPOLoop(
-            ppo=PPO(roles, config.algorithm, seed),
+            ppo=PPO(roles, config.algorithm),
             config=loop,
-            prompts=prompts,
+            sampler=_sampler(config, roles, prompts),
             data_counts=counts,
             memory=partial(_peak_memory, groups),
             profiled=_profiled(config, profile, groups, say),
@@ -320,6 +351,21 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
         log.close()
         if texts is not None:
             texts.close()
+
+
+def _originals(config: PPOConfig) -> Originals:
+    """What remembers the rows of prompts from when they are read until their step is done."""
+    from rayrlhf.data.prompt_stream import Originals
+    from rayrlhf.reward_sources.columns import asked_columns
+
+    return Originals(num_batches=4 + config.max_staleness, columns=asked_columns(config.reward_function))
+
+
+def _sampler(config: PPOConfig, roles: Roles, prompts: Stream[Prompts]) -> Sampler:
+    from rayrlhf.sampling import Ahead, OnPolicy
+
+    around = roles.rollout, roles.publisher, prompts, config.run.seed
+    return Ahead(*around, config.max_staleness, config.loop.steps) if config.max_staleness else OnPolicy(*around)
 
 
 def _known_to_the_watchdog(function: Callable[..., T], what: str) -> Callable[..., T]:
@@ -378,7 +424,6 @@ async def _start(
     groups: dict[str, Any],
     stopwatch: Any,
     texts: Stream[TextBatch] | None,
-    prompts: Stream[Prompts],
     originals: Originals,
     restarts: Restarts,
 ) -> Roles:
@@ -465,7 +510,7 @@ async def _start(
     if originals.columns:
         parts["reward"] = WithColumns(groups["reward"], originals)
     if texts is not None:
-        parts["policy"] = PretrainingMix(parts["policy"], texts, prompts)
+        parts["policy"] = PretrainingMix(parts["policy"], texts)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}
     return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
 
@@ -477,7 +522,7 @@ def learner_arguments(config: PPOConfig, role: str) -> dict[str, Any]:
         return {"config": config.critic, "total_steps": config.critic.optimizer_steps(loop.steps, loop.rollout_batch)}
     rl_steps = loop.steps - algorithm.critic_warmup_steps
     return {
-        "config": config.policy,
+        "config": config.policy.model_copy(update={"importance_cap": config.importance_cap}),
         "total_steps": config.policy.optimizer_steps(rl_steps, loop.rollout_batch),
         "temperature": config.sampling.temperature,
         "normaliser": config.normaliser,

@@ -1,8 +1,6 @@
 """PPO's step as the papers write it (Ziegler et al. 2019; Ouyang et al. 2022; Schulman et al. 2017).
 
-        prompts
-           |
-        rollout.generate                      vLLM, weights of version k
+        sampler.next                          rollouts of vLLM, weights of version k (rayrlhf/sampling.py)
            |
      +-----+---------+------------+
   policy.logprobs  reference.logprobs  critic.values  reward.scores       side by side
@@ -14,7 +12,7 @@
   policy.update  critic.update                side by side
      +-----+-------+
            |
-     publisher.publish(k + 1)                 the engines hold the new weights when it returns
+     sampler.publish(k + 1)                   the engines sample from the new weights; when, the sampler knows
 
 The roles are what rayrlhf/roles.py says; the coordinator knows neither Ray nor where they run.
 """
@@ -29,10 +27,11 @@ from rayrlhf import estimators
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.kl_control import AdaptiveKL, FixedKL
 from rayrlhf.algorithms.score_shaping import ScoreShaping
-from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Prompts
+from rayrlhf.batches import CriticBatch, Experience, PolicyBatch
 from rayrlhf.errors import DivergenceError
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
+from rayrlhf.sampling import Sampler
 from rayrlhf.side_by_side import gather
 
 
@@ -62,21 +61,22 @@ class StepResult:
 class PPO:
     """One RL step a call: PPO, or with another estimator in its place GRPO, RLOO, REINFORCE++."""
 
-    def __init__(self, roles: Roles, config: AlgorithmConfig, seed: int) -> None:
-        self.roles, self.config, self.seed = roles, config, seed
+    def __init__(self, roles: Roles, config: AlgorithmConfig) -> None:
+        self.roles, self.config = roles, config
         kl = config.kl
         self.kl_control = FixedKL(kl.beta) if kl.target is None else AdaptiveKL(kl.beta, kl.target, kl.horizon)
         self.shape_scores = ScoreShaping(config.score.clip, config.score.normalise)
         self.estimate = estimators.build(config)
 
-    async def step(self, prompts: Prompts, step: int) -> StepResult:
+    async def step(self, sampler: Sampler, step: int) -> StepResult:
         """Sample, judge, learn, publish; `step` counts from 1 and becomes the weights' version.
 
         Raises DivergenceError, before anything is learnt, where a score, log-prob or value is not finite.
         """
         roles, config, beta = self.roles, self.config, self.kl_control.beta
 
-        rollouts = await roles.rollout.generate(prompts, self.seed)
+        sampled = await sampler.next(step)
+        rollouts = sampled.rollouts
         mask = rollouts.response_mask
         logprobs, ref_logprobs, values, scores = await gather(
             roles.policy.logprobs(rollouts),
@@ -102,8 +102,9 @@ class PPO:
         if step > config.critic_warmup_steps:  # while the policy stands still its KL of 0 would only lower beta
             kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
             self.kl_control.update(kl, len(rollouts))
-        sync = await roles.publisher.publish(step)
-        return StepResult(experience, estimate, beta, step, policy_metrics | critic_metrics | sync)
+        sync = await sampler.publish(step)
+        learned = policy_metrics | critic_metrics | sync | sampled.metrics
+        return StepResult(experience, estimate, beta, step, learned)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep beside the roles' own."""

@@ -165,6 +165,8 @@ HEALTH = (
 SYNC = (
     _M("sync/logprob_gap", "nats", "mean", "|log-prob as the engine sampled - the policy's own| of a token"),
     _M("sync/logprob_gap_max", "nats", "max", "the largest such gap"),
+    _M("sync/logprob_drift", "nats", "mean", "the same of weights as old as sync/staleness", when="max_staleness"),
+    _M("sync/logprob_drift_max", "nats", "max", "the largest such difference", when="max_staleness"),
     _M("sync/staleness", "steps", "mean", "RL steps between the weights that sampled and those that learn"),
     _M("sync/publish_s", "s", "last", "time to bring the weights to the rollout engines"),
     _M("sync/bytes", "bytes", "last", "size of the published weights"),
@@ -194,6 +196,9 @@ TIME = (
     _M("time/reward_scores_s", "s", "sum", "scoring the responses"),
     _M("time/policy_update_s", "s", "sum", "the policy's optimizer steps"),
     _M("time/critic_update_s", "s", "sum", "the critic's optimizer steps", when="a critic"),
+    _M("time/sample_wait_s", "s", "sum", "the step's wait for responses sampled ahead", when="max_staleness"),
+    _M("time/publisher_export_s", "s", "sum", "copying the weights for sampling ahead", when="max_staleness"),
+    _M("time/publisher_load_s", "s", "sum", "bringing the engines such a copy", when="max_staleness"),
     _M("time/publisher_publish_s", "s", "sum", "publishing the weights, with what the driver adds"),
 )
 _KNOWN = "no experts, no virtual tokens"

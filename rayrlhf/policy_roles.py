@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from rayrlhf.algorithms.masking import masked_mean
 from rayrlhf.batches import PolicyBatch, Rollouts, TextBatch
 from rayrlhf.errors import HealthError
 from rayrlhf.roles import Metrics
-from rayrlhf.stream import Stream
+from rayrlhf.stream import Stream, read
 
 
 class _Around:
@@ -86,18 +85,18 @@ class SampledLogprobs(_Around):
 
 
 class PretrainingMix(_Around):
-    """Learns from a batch of `texts` in each RL step besides (PPO-ptx): the one of the same number as the batch of
-    `prompts` taken last, also where steps are taken again or learn nothing."""
+    """Learns from a batch of `texts` in each RL step besides (PPO-ptx): the one of the same number as the step's batch
+    of prompts, also where steps are taken again or learn nothing, and where more prompts have been sampled from."""
 
-    def __init__(self, policy: Any, texts: Stream[TextBatch], prompts: Stream[Any]) -> None:
+    def __init__(self, policy: Any, texts: Stream[TextBatch]) -> None:
         super().__init__(policy)
-        self.texts, self.prompts = texts, prompts
+        self.texts = texts
+        self._number = 0  # of the batch whose log-probs were asked for last
+
+    async def logprobs(self, rollouts: Rollouts) -> Tensor:
+        self._number = int(rollouts.prompt_index[0]) // len(rollouts)
+        return await super().logprobs(rollouts)
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> Metrics:
-        self.texts.seek(self.prompts.used - 1)
-        reading = asyncio.ensure_future(asyncio.to_thread(next, self.texts))
-        try:
-            texts = await asyncio.shield(reading)
-        finally:  # no thread can be ended: it must not move `texts` when others have gone on
-            await asyncio.wait([reading])
-        return await self.policy.update(batch, step, kl_coefficient, texts)
+        self.texts.seek(self._number)
+        return await self.policy.update(batch, step, kl_coefficient, await read(self.texts))

@@ -8,7 +8,6 @@ step -> metrics, evaluation, checkpoint -> next step
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -34,11 +33,11 @@ from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.health import Change, Health, State, rolled_back
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
-from rayrlhf.ppo_metrics import CONSOLE, speeds, step_metrics
+from rayrlhf.ppo_metrics import CONSOLE, logprob_gap, speeds, step_metrics
 from rayrlhf.restarts import Restarts
 from rayrlhf.rollout_texts import texts_of
+from rayrlhf.sampling import Sampler
 from rayrlhf.side_by_side import gather
-from rayrlhf.stream import Stream
 from rayrlhf.timing import Stopwatch
 
 T = TypeVar("T")
@@ -74,8 +73,8 @@ class Evaluator:
     def __init__(self, prompts: Prompts, tokenizer: Any, gold: Gold | None, seed: int) -> None:
         self.prompts, self.tokenizer, self.gold, self.seed = prompts, tokenizer, gold, seed
 
-    async def __call__(self, roles: Roles) -> tuple[dict[str, float], list[Sample]]:
-        """(metrics `eval/*`, one Sample a prompt)."""
+    async def __call__(self, roles: Roles, with_gap: bool = False) -> tuple[dict[str, float], list[Sample]]:
+        """(metrics `eval/*`, one Sample a prompt).  `with_gap`: `sync/logprob_gap` too, of these responses."""
         rollouts = await roles.rollout.generate(self.prompts, self.seed)
         ref_logprobs, scores = await gather(roles.reference.logprobs(rollouts), roles.reward.scores(rollouts))
         mask = rollouts.response_mask
@@ -88,6 +87,8 @@ class Evaluator:
             "eval/finished_share": float(rollouts.finished.float().mean()),
             "eval/distinct_2": distinct_n(responses, 2),
         }
+        if with_gap:
+            metrics |= logprob_gap(rollouts, await roles.policy.logprobs(rollouts), "sync/logprob_gap")
         gold: list[float] | list[None] = [None] * len(texts)
         if self.gold is not None:
             gold = self.gold(texts, responses)
@@ -102,8 +103,9 @@ class Progress:
 
     step: int = 0  # RL steps that are in the weights
     best: float = -math.inf  # evaluation so far
-    batches: int = 0  # of prompts that were used: more than steps after a rollback
+    batches: int = 0  # of prompts that steps were given: more than steps after a rollback
     num_rollbacks: int = 0
+    is_fresh: bool = False  # since a rollback: what the checkpoint holds for steps to come is not used
     lr_scale: float = 1.0  # what the rollbacks left of the learning rates
     health: State = field(default_factory=dict)  # what the watches have seen
     seconds: float = 0.0  # spent up to the checkpoint
@@ -119,13 +121,13 @@ class Progress:
 class PPOLoop:
     """Runs `config.steps` steps from wherever the newest checkpoint left off.
 
-    `prompts` begins with the first batch that was not used yet; `stage_root` is `runs/NAME/ppo`; `describe` and
-    `parents` go into each `stage.json`; `restarts` says how often policy and critic are begun anew.
+    `stage_root` is `runs/NAME/ppo`; `describe` and `parents` go into each `stage.json`; `restarts` says how often
+    policy and critic are begun anew.  `sampler` is closed at the end.
     """
 
     ppo: PPO
     config: LoopConfig
-    prompts: Stream[Prompts]
+    sampler: Sampler
     evaluator: Evaluator
     log: MetricsLog
     stopwatch: Stopwatch
@@ -134,7 +136,7 @@ class PPOLoop:
     parents: dict[str, str]
     console: Console
     restarts: Restarts
-    data_counts: dict[str, float] = field(default_factory=dict)  # filled by `prompts` with metrics of its rows
+    data_counts: dict[str, float] = field(default_factory=dict)  # filled as prompts are read with metrics of their rows
     memory: Callable[[], Awaitable[dict[str, float]]] | None = None  # metrics of what the roles held at most so far
     # around the roles' work in each step
     profiled: Callable[[int], AbstractAsyncContextManager[None]] = field(default=lambda step: nullcontext())
@@ -159,10 +161,10 @@ class PPOLoop:
                         break
             return f"{self.stage_root}/step_{self.progress.step:06d}"
         finally:
-            self.prompts.close()
+            await self.sampler.close()
 
     async def _first(self) -> None:
-        await self.ppo.roles.publisher.publish(0)
+        await self.sampler.begin(0, self.progress.batches)
         self.log.log(0, await self._evaluate(0))
 
     async def _resume(self) -> None:
@@ -180,14 +182,14 @@ class PPOLoop:
         was asked to and has saved the step."""
         config, progress, began = self.config, self.progress, time.perf_counter()
         self.stopwatch.take()
-        prompts = await asyncio.to_thread(next, self.prompts)
-        progress.batches = self.prompts.used
-        waited_s = time.perf_counter() - began
-        async with self.profiled(step):
-            result = await self.ppo.step(prompts, step)
-            step_s = time.perf_counter() - began
-        metrics = step_metrics(result, self.ppo.config.group_size)
-        metrics |= self.stopwatch.take() | {"time/step_s": step_s, "time/data_s": waited_s}
+        try:
+            async with self.profiled(step):
+                result = await self.ppo.step(self.sampler, step)
+                step_s = time.perf_counter() - began
+        finally:
+            progress.batches = self.sampler.used  # where it diverged too: a rollback goes on after it
+        metrics = step_metrics(result, self.ppo.config.group_size, is_stale=self.sampler.max_staleness > 0)
+        metrics |= self.stopwatch.take() | {"time/step_s": step_s}
         metrics |= speeds(metrics)
         metrics["optim/rollbacks"] = float(progress.num_rollbacks)
         metrics["perf/role_restarts"] = float(self.restarts.count)
@@ -241,7 +243,8 @@ class PPOLoop:
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
-        metrics, samples = await self.evaluator(self.ppo.roles)
+        await self.sampler.settle()
+        metrics, samples = await self.evaluator(self.ppo.roles, with_gap=self.sampler.max_staleness > 0)
         metrics["time/evaluate_s"] = time.perf_counter() - began
         self._print(console_line("eval", step, self.config.steps, metrics, _EVALUATION), style="bold")
         table = Table("prompt", "response", "score", "gold", show_lines=False)
@@ -256,7 +259,7 @@ class PPOLoop:
         return metrics
 
     async def _save(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
-        self.progress.seconds = time.time() - self._began
+        self.progress.seconds, self.progress.is_fresh = time.time() - self._began, False
         writer = StageWriter(self.stage_root, step)
         try:
             await self._write(writer, step, metrics, is_best)
@@ -266,7 +269,10 @@ class PPOLoop:
         self._kept = deepcopy(self.progress)
 
     async def _write(self, writer: StageWriter, step: int, metrics: dict[str, float], is_best: bool) -> None:
-        await gather(self.ppo.roles.policy.save(writer.path), self.ppo.roles.critic.save(writer.path))
+        roles = self.ppo.roles
+        await gather(
+            roles.policy.save(writer.path), roles.critic.save(writer.path), self.sampler.save(writer.state_dir)
+        )
         path = os.path.join(writer.state_dir, _PROGRESS)
         with writing(path), open(path, "w", encoding="utf-8") as file:
             json.dump({"progress": asdict(self.progress), "algorithm": self.ppo.state_dict()}, file)
@@ -283,12 +289,14 @@ class PPOLoop:
 
     async def _load(self) -> str:
         """Put every role where the newest checkpoint left it; returns its directory."""
+        await self.sampler.stop()
         roles, stage = self.ppo.roles, find_stage(self.stage_root, kind="ppo")
         with open(os.path.join(stage.state_dir, _PROGRESS), encoding="utf-8") as file:
             self.ppo.load_state_dict(json.load(file)["algorithm"])
         scale = self.progress.lr_scale
         await gather(roles.policy.load(stage.path, scale), roles.critic.load(stage.path, scale))
-        await roles.publisher.publish(self.progress.step)
+        sampled = None if self.progress.is_fresh else stage.state_dir
+        await self.sampler.begin(self.progress.step, self.progress.batches, sampled)
         return stage.path
 
     async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -303,6 +311,7 @@ class PPOLoop:
         """Policy and critic in new processes, and everything as the newest checkpoint left it, prompts too; where there
         is none yet, as the run began.  Raises GaveUp."""
         roles, place = self.ppo.roles, "the beginning"
+        await self.sampler.stop()
         while True:
             await self.restarts.after(_STATEFUL, error)
             self.progress = deepcopy(self._kept)
@@ -312,16 +321,16 @@ class PPOLoop:
                     place = await self._load()
                 else:
                     self.ppo.load_state_dict(self._untrained)
-                    await roles.publisher.publish(0)
+                    await self.sampler.begin(0, self.progress.batches)
                 break
             except StateLost as again:
                 error = again
-        self.prompts.seek(self.progress.batches)
         self.log.rewind(self.progress.step)
         self._print(f"policy and critic go on from {place}, after step {self.progress.step}", style="yellow")
 
     async def _roll_back(self, error: DivergenceError) -> None:
-        """Every role as in the newest checkpoint, with lower learning rates; prompts go on where they are.
+        """Every role as in the newest checkpoint, with lower learning rates, and on with the prompts after the step
+        that diverged; what was sampled ahead is dropped.
 
         Raises `error` where there is no rollback left, or no checkpoint.
         """
@@ -338,7 +347,7 @@ class PPOLoop:
             raise DivergenceError(f"{error}\n{problem if self._kept.step else none}") from error
         self._print(f"warning: {error}", style="yellow")
         now.step, now.best, now.num_rollbacks = then.step, then.best, now.num_rollbacks + 1
-        now.health = rolled_back(then.health)
+        now.health, now.is_fresh = rolled_back(then.health), True
         now.lr_scale *= settings.lr_factor
         self._kept = deepcopy(now)
         path = await self._load()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.masking import masked_mean
-from rayrlhf.batches import ALONE, FAILED
+from rayrlhf.batches import ALONE, FAILED, Rollouts
 from rayrlhf.coordinator import StepResult
 
 # label of each metric on the console line
@@ -18,13 +19,16 @@ CONSOLE = {
     "loss/policy_avg": "policy",
     "loss/value_avg": "value",
     "sync/logprob_gap": "gap",
+    "sync/logprob_drift": "drift",
     "time/step_s": "s",
 }
 
 
 def speeds(metrics: dict[str, float]) -> dict[str, float]:
-    """Tokens a second of a step and of its sampling, by the step's metrics and seconds."""
-    tokens, sampling_s = metrics["rollout/tokens"], metrics.get("time/rollout_generate_s")
+    """Tokens a second of a step and of its sampling, by the step's metrics and seconds.  Not of sampling ahead: its
+    seconds are of other responses than the step's."""
+    tokens, is_ahead = metrics["rollout/tokens"], "sync/logprob_drift" in metrics
+    sampling_s = 0.0 if is_ahead else metrics.get("time/rollout_generate_s")
     found = {"perf/rollout_tokens_per_s": tokens / metrics["time/step_s"]}
     return found | ({"perf/generate_tokens_per_s": tokens / sampling_s} if sampling_s else {})
 
@@ -49,14 +53,22 @@ def _ngrams(tokens: list[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
-def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
+def logprob_gap(rollouts: Rollouts, logprobs: Tensor, name: str) -> dict[str, float]:
+    """Mean and (`name`_max) largest over response tokens of |log-prob as the sampling engine returned it - `logprobs`,
+    the policy's own `[B, T]`|."""
+    mask, gap = rollouts.response_mask, (rollouts.sampled_logprobs - logprobs).abs()
+    return {name: float(masked_mean(gap, mask)), f"{name}_max": float(torch.where(mask, gap, 0.0).max())}
+
+
+def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False) -> dict[str, float]:
     """Flat metrics of one step, whose rollouts are groups of `group_size` rows.
 
     KL and rewards are means over sequences of sums over tokens, in nats.
 
     `sync/logprob_gap` is the mean over response tokens of |log-prob as the sampling engine returned
-    it - the policy's own|: above 0.01 in float32 the engine does not hold the policy's weights.  A step that takes the
-    engine's for the policy's own (policy.recompute_logprobs_every) has none.
+    it - the policy's own|: above 0.01 in float32 the engine does not hold the policy's weights.  With `is_stale` it is
+    not meant to, and the same number is `sync/logprob_drift`: how far the policy has moved since.  A step that takes
+    the engine's for the policy's own (policy.recompute_logprobs_every) has neither.
     """
     experience, rollouts = result.experience, result.experience.rollouts
     mask = rollouts.response_mask
@@ -79,10 +91,6 @@ def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
         "rollout/tokens": lengths.sum(),
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
     }
-    if experience.logprobs is not rollouts.sampled_logprobs:
-        gap = (rollouts.sampled_logprobs - experience.logprobs).abs()
-        metrics["sync/logprob_gap"] = masked_mean(gap, mask)
-        metrics["sync/logprob_gap_max"] = torch.where(mask, gap, 0.0).max()
     responses = [row[own].tolist() for row, own in zip(rollouts.tokens, mask, strict=True)]
     metrics["rollout/repetition_4"] = torch.tensor(repetition(responses, 4))
     metrics["rollout/distinct_2"] = torch.tensor(distinct(responses, 2))
@@ -95,4 +103,7 @@ def step_metrics(result: StepResult, group_size: int = 1) -> dict[str, float]:
             metrics[f"objective/{name}"] = part.sum()
         else:
             metrics[f"objective/scores_{name}"] = part.mean()
-    return {name: float(value) for name, value in metrics.items()} | result.learned
+    gap: dict[str, float] = {}
+    if experience.logprobs is not rollouts.sampled_logprobs:
+        gap = logprob_gap(rollouts, experience.logprobs, "sync/logprob_drift" if is_stale else "sync/logprob_gap")
+    return {name: float(value) for name, value in metrics.items()} | gap | result.learned

@@ -7,7 +7,7 @@ StateLost where a rank of theirs failed; the others mend themselves, or raise Ga
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -82,3 +82,10 @@ class Publisher(Protocol):
 
     async def publish(self, version: int) -> Metrics:
         """Every engine holds `version` when this returns; raises if a checksum differs."""
+
+    async def export(self, version: int) -> tuple[Any, Metrics]:
+        """A copy of the policy's weights as they are now, for `load`; it is there as long as somebody holds it."""
+
+    async def load(self, copy: Any) -> None:
+        """Every engine holds the copy's version when this returns, and is given it again where it is begun anew;
+        raises if a checksum differs, and StateLost where the copy went with the policy's process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
@@ -51,3 +52,13 @@ class Stream(Iterator[T], Generic[T]):
         if part is not None:
             with suppress(ValueError):
                 part.close()
+
+
+async def read(stream: Stream[T]) -> T:
+    """The next batch, read in a thread.  No thread can be ended: cancelled, it waits until the batch is there, so that
+    nothing moves `stream` when others have gone on."""
+    reading = asyncio.ensure_future(asyncio.to_thread(next, stream))
+    try:
+        return await asyncio.shield(reading)
+    finally:
+        await asyncio.wait([reading])

@@ -77,6 +77,15 @@ class FakeRoles:
         self.published, self.version = self.logprob, version
         return {"sync/version": float(version)}
 
+    async def export(self, version: int) -> tuple[tuple[int, float], dict[str, float]]:
+        self.calls.append(f"export {version}")
+        self.may_be_lost("export")
+        return (version, self.logprob), {"sync/version": float(version)}
+
+    async def load(self, copy: tuple[int, float]) -> None:
+        self.version, self.published = copy
+        self.calls.append(f"load {self.version}")
+
     def may_be_lost(self, call: str) -> None:
         self.asked[call] += 1
         if (call, self.asked[call]) in self.lost_at:

@@ -13,6 +13,7 @@ from rayrlhf.errors import StateLost
 from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, ScoreConfig, TruncationConfig
 from rayrlhf.ppo_metrics import step_metrics
+from rayrlhf.sampling import OnPolicy
 from rayrlhf.side_by_side import gather
 from rayrlhf.stream import Stream
 from tests.fakes import FakeRoles, prompts
@@ -20,13 +21,17 @@ from tests.fakes import FakeRoles, prompts
 
 def make(fake: FakeRoles, **config) -> PPO:
     roles = Roles(fake.policy, fake.critic, fake.frozen, fake, fake, fake)
-    return PPO(roles, AlgorithmConfig(**config), seed=7)
+    return PPO(roles, AlgorithmConfig(**config))
+
+
+def sampler(fake: FakeRoles, rows: int = 2) -> OnPolicy:
+    return OnPolicy(fake, fake, Stream(lambda first, last: (prompts(rows) for _ in range(first, last)), 0, 2), seed=7)
 
 
 def step(ppo: PPO, fake: FakeRoles, rows: int = 2):
     async def both():
         await fake.publish(0)
-        return await ppo.step(prompts(rows), 1)
+        return await ppo.step(sampler(fake, rows), 1)
 
     return asyncio.run(both())
 
@@ -77,10 +82,11 @@ def test_a_missed_publish_shows_in_the_gap_and_the_staleness():
 
     async def two_steps():
         ppo = make(fake)
+        source = sampler(fake)
         await fake.publish(0)
-        await ppo.step(prompts(2), 1)
+        await ppo.step(source, 1)
         fake.published, fake.version = -1.0, 0  # as if the publish after step 1 had not arrived
-        return await ppo.step(prompts(2), 2)
+        return await ppo.step(source, 2)
 
     metrics = step_metrics(asyncio.run(two_steps()))
     assert metrics["sync/logprob_gap"] == pytest.approx(0.125)
@@ -150,13 +156,14 @@ def test_the_critic_warms_up_alone():
     fake = FakeRoles()
     roles = Roles(CriticWarmup(fake.policy, 1), fake.critic, fake.frozen, fake, fake, fake)
     kl = KLConfig(beta=0.1, target=0.5, horizon=10)
-    ppo = PPO(roles, AlgorithmConfig(critic_warmup_steps=1, kl=kl), seed=7)
+    ppo = PPO(roles, AlgorithmConfig(critic_warmup_steps=1, kl=kl))
 
     async def two_steps():
+        source = sampler(fake)
         await fake.publish(0)
-        await ppo.step(prompts(2), 1)
+        await ppo.step(source, 1)
         assert ppo.kl_control.beta == 0.1, "a policy that stands still says nothing about beta"
-        return [await ppo.step(prompts(2), 2)]
+        return [await ppo.step(source, 2)]
 
     asyncio.run(two_steps())
     assert ppo.kl_control.beta != 0.1
@@ -168,6 +175,9 @@ def test_each_step_mixes_the_texts_of_its_prompts_number_in():
     seen = []
 
     class Policy:
+        async def logprobs(self, rollouts):
+            return rollouts.sampled_logprobs
+
         async def update(self, batch, step, kl_coefficient, texts):
             seen.append((step, texts))
             return {}
@@ -176,17 +186,14 @@ def test_each_step_mixes_the_texts_of_its_prompts_number_in():
         return (f"text {n}" for n in range(first, last))
 
     async def steps():
-        numbers = Stream(lambda first, last: (n for n in range(first, last)), 3, 9)
-        mix = PretrainingMix(Policy(), Stream(texts, 3, 9), numbers)
-        for step in (1, 2, 3):
-            next(numbers)
-            await mix.update(None, step, 0.0)
-        numbers.seek(4)  # policy and critic were begun anew
-        next(numbers)
-        await mix.update(None, 2, 0.0)
-        next(numbers)  # a step that learnt nothing
-        next(numbers)
-        await mix.update(None, 3, 0.0)
+        fake = FakeRoles()
+        await fake.publish(0)
+        mix = PretrainingMix(Policy(), Stream(texts, 3, 9))
+        # step 2 again, as policy and critic were begun anew; then a step that learnt nothing
+        for step, number, learns in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (2, 4, 1), (3, 5, 0), (3, 6, 1)):
+            await mix.logprobs(await fake.generate(prompts(2, first=2 * number), 7))
+            if learns:
+                await mix.update(None, step, 0.0)
 
     asyncio.run(steps())
     assert seen == [(1, "text 3"), (2, "text 4"), (3, "text 5"), (2, "text 4"), (3, "text 6")]

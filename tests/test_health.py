@@ -15,6 +15,7 @@ from rayrlhf.errors import ConfigError, DivergenceError, HealthError
 from rayrlhf.health import START, WATCHED, Health, HealthConfig, rolled_back
 from rayrlhf.ppo_config import LoopConfig
 from rayrlhf.ppo_loop import Progress
+from rayrlhf.sampling import OnPolicy
 from rayrlhf.stream import Stream
 from tests.fakes import FakeCritic, FakePolicy, FakeRoles, prompts
 from tests.test_ppo_loop import loop, rows_of
@@ -111,11 +112,9 @@ def run_of(fault, path, steps=20, until=10**6, progress=None, **options):
     fake = Faulty(fault=fault, until=until)
     made = loop(fake, path, steps, progress=progress)
     made.config = LoopConfig(steps=steps, rollout_batch=4, **{"evaluate_every": 99, "save_every": 1, **options})
-    made.prompts = Stream(
-        lambda first, last: (prompts(4, first=4 * n) for n in range(first, last)),
-        progress.batches if progress else 0,
-        9,
-    )
+    batches = progress.batches if progress else 0
+    stream = Stream(lambda first, last: (prompts(4, first=4 * n) for n in range(first, last)), batches, 9)
+    made.sampler = OnPolicy(fake, fake, stream, 0)
     made.ppo.config = made.ppo.config.model_copy(update={"group_size": 2})
     if fault in ("kl", "reference"):
         real = made.ppo.roles.reference.logprobs

@@ -11,21 +11,22 @@ from rayrlhf.errors import HealthError
 from rayrlhf.policy_roles import SampledLogprobs
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.ppo_metrics import step_metrics
+from rayrlhf.sampling import OnPolicy
+from rayrlhf.stream import Stream
 from rayrlhf.training.ppo_config import PolicyUpdateConfig
 from tests.fakes import FakeRoles, prompts
 
 
 def run(steps: int, every: int) -> tuple[FakeRoles, list[dict[str, float]]]:
     fake = FakeRoles()
-    ppo = PPO(
-        Roles(SampledLogprobs(fake.policy, every), fake.critic, fake.frozen, fake, fake, fake),
-        AlgorithmConfig(),
-        seed=7,
-    )
+    policy = SampledLogprobs(fake.policy, every)
+    ppo = PPO(Roles(policy, fake.critic, fake.frozen, fake, fake, fake), AlgorithmConfig())
+    stream = Stream(lambda first, last: (prompts(2, first=2 * n) for n in range(first, last)), 0, steps)
+    sampler = OnPolicy(fake, fake, stream, seed=7)
 
     async def all_steps():
         await fake.publish(0)
-        return [step_metrics(await ppo.step(prompts(2), step)) for step in range(1, steps + 1)]
+        return [step_metrics(await ppo.step(sampler, step)) for step in range(1, steps + 1)]
 
     return fake, asyncio.run(all_steps())
 

@@ -19,6 +19,7 @@ from rayrlhf.policy_roles import PretrainingMix
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, LoopConfig
 from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
 from rayrlhf.restarts import RecoveryConfig, Restarts
+from rayrlhf.sampling import Ahead, OnPolicy
 from rayrlhf.stream import Stream
 from rayrlhf.timing import Stopwatch
 from tests.fakes import FakeRoles, prompts
@@ -35,7 +36,9 @@ def batches(first: int, last: int):
     yield from (prompts(2, first=2 * n) for n in range(first, last))
 
 
-def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None = None, **options) -> PPOLoop:
+def loop(
+    fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None = None, max_staleness=0, **options
+) -> PPOLoop:
     """A loop that has used the prompts of `progress`; `progress.step` of a resumed run."""
     options = {"save_every": 1, **options}
     config = LoopConfig(steps=steps, rollout_batch=2, evaluate_every=2, keep=9, **options)
@@ -44,12 +47,13 @@ def loop(fake: FakeRoles, run, steps: int, gold=None, progress: Progress | None 
     ppo = PPO(
         Roles(policy, fake.critic, fake.frozen, fake, fake, fake),
         AlgorithmConfig(kl=KLConfig(beta=0.1, target=0.5, horizon=10)),
-        seed=0,
     )
+    stream = Stream(batches, progress.batches if progress else 0, steps)
+    sampler = Ahead(fake, fake, stream, 0, max_staleness, steps) if max_staleness else OnPolicy(fake, fake, stream, 0)
     return PPOLoop(
         ppo=ppo,
         config=config,
-        prompts=Stream(batches, progress.batches if progress else 0, steps),
+        sampler=sampler,
         evaluator=Evaluator(prompts(3), Words(), gold, seed=1),
         log=MetricsLog(f"{run}", "ppo", steps, progress.step if progress else -1),
         stopwatch=stopwatch,
@@ -256,7 +260,7 @@ def test_a_pretraining_mix_goes_on_with_the_texts_of_the_steps_taken_again(tmp_p
         return await update(*given)
 
     roles.critic.update = update_later
-    done.ppo.roles = replace(roles, policy=PretrainingMix(roles.policy, Stream(slowly, 0, 5), done.prompts))
+    done.ppo.roles = replace(roles, policy=PretrainingMix(roles.policy, Stream(slowly, 0, 5)))
     asyncio.run(done.run())
     assert done.restarts.count == 1 and fake.texts == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
 

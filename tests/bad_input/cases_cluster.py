@@ -77,6 +77,21 @@ CASES = (
         given(*PPO, "layout.roles.policy.offload=true"),
         ("offload has no effect", "leave it out"),
     ),
+    Case(
+        "sampling ahead with roles that take turns",
+        given(*PPO, "layout=one_gpu", "max_staleness=1"),
+        ("has them", "take turns on a GPU", "set max_staleness=0"),
+    ),
+    Case(
+        "the sampler's log-probs while it samples ahead",
+        given(*PPO, "policy.recompute_logprobs_every=5", "max_staleness=1"),
+        ("are of other weights", "leave one out"),
+    ),
+    Case(
+        "importance weights of log-probs that are the same",
+        given(*PPO, "policy.recompute_logprobs_every=5", "policy.importance_cap=2"),
+        ("importance_cap=2", "leave one of them out"),
+    ),
     Case("a cluster that is not there", given(*SFT, RAY_ADDRESS="127.0.0.1:1"), ("127.0.0.1:1", "rayrlhf cluster up")),
     Case(
         "a cluster's address without a port",

@@ -1,0 +1,254 @@
+"""Where an RL step's rollouts come from, and what becomes of the weights that it has made.
+
+    OnPolicy (max_staleness = 0)     generate j | judge, learn j | publish j | generate j + 1 | ...
+
+    Ahead (S = max_staleness = 1)    judge, learn j    | judge, learn j + 1 | ...
+                                     generate j + 1    | generate j + 2     | ...
+                                     weights of j - 1  | weights of j
+
+Batch j of `Ahead` is sampled by exactly the weights of version max(v, j - 1 - S), v being the version that sampling
+began with, whatever takes how long: so a run's numbers do not depend on time.  One task does all that touches the
+engines, in this order, and a publish only leaves a copy of the weights for it: no weights change within a batch.
+
+    publish(j) --copy j--> [ load the version of batch k | generate batch k | ... ] --at most S + 1 batches--> next(j)
+                                                  ^
+    settle() --- after all batches of older versions: load the newest, and stand still until the next `next`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from safetensors.torch import load_file, save_file
+
+from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.checkpoint import writing
+from rayrlhf.roles import Metrics, Publisher, Rollout
+from rayrlhf.stream import Stream, read
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a step is given."""
+
+    rollouts: Rollouts
+    metrics: Metrics = field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """The rollouts of each step, in order.  Between `stop` (or before the first `begin`) and `begin` nothing touches
+    the engines or the prompts."""
+
+    max_staleness: int
+
+    @property
+    def used(self) -> int:
+        """Batches of prompts that steps were given so far: the number of the next one."""
+
+    async def begin(self, step: int, used: int, directory: str | None = None) -> None:
+        """The policy is as step `step` left it, and `used` batches of prompts have been: sample for the steps after it.
+
+        What was sampled before is dropped, but for what `save` wrote under `directory`.  Raises what `publish` does.
+        """
+
+    async def next(self, step: int) -> Sampled:
+        """The rollouts of that step; steps are asked for in order.  Raises what sampling raised."""
+
+    async def publish(self, step: int) -> Metrics:
+        """The policy is as step `step` left it.  Raises what exporting its weights raises."""
+
+    async def settle(self) -> None:
+        """The engines hold the newest weights, and do nothing until the next call of `next`."""
+
+    async def save(self, directory: str) -> None:
+        """Write what was sampled for steps to come, so that `begin` goes on from there; settles first."""
+
+    async def stop(self) -> None:
+        """End what samples."""
+
+    async def close(self) -> None:
+        """Stop for good."""
+
+
+class OnPolicy:
+    """Samples when a step asks for it, from the weights that the step before has left in the engines."""
+
+    max_staleness = 0
+
+    def __init__(self, rollout: Rollout, publisher: Publisher, prompts: Stream[Prompts], seed: int) -> None:
+        """`seed`: the run's."""
+        self._rollout, self._publisher, self._prompts, self._seed = rollout, publisher, prompts, seed
+
+    @property
+    def used(self) -> int:
+        return self._prompts.used
+
+    async def begin(self, step: int, used: int, directory: str | None = None) -> None:
+        self._prompts.seek(used)
+        await self._publisher.publish(step)
+
+    async def next(self, step: int) -> Sampled:
+        began = time.perf_counter()
+        prompts = await read(self._prompts)
+        waited_s = time.perf_counter() - began
+        return Sampled(await self._rollout.generate(prompts, self._seed), {"time/data_s": waited_s})
+
+    async def publish(self, step: int) -> Metrics:
+        return await self._publisher.publish(step)
+
+    async def settle(self) -> None:
+        pass
+
+    async def save(self, directory: str) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self._prompts.close()
+
+
+class Ahead:
+    """Samples in a task of its own, up to `max_staleness` steps ahead of the one that learns."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        publisher: Publisher,
+        prompts: Stream[Prompts],
+        seed: int,
+        max_staleness: int,
+        last_step: int,
+    ) -> None:
+        """`seed`: the run's.  Nothing is sampled for a step after `last_step`.  ValueError for a max_staleness below
+        1."""
+        if max_staleness < 1:
+            raise ValueError(f"max_staleness is {max_staleness}; sampling ahead needs 1 or more")
+        self._rollout, self._publisher, self._prompts, self._seed = rollout, publisher, prompts, seed
+        self.max_staleness, self._last = max_staleness, last_step
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # set, and replaced, when anything below changes
+        self._used = prompts.used
+        self._ready: dict[int, Rollouts] = {}  # by step
+        self._copies: dict[int, Any] = {}  # exported weights newer than those of the engines, by version
+        self._begun = self._newest = 0  # versions: that of `begin`, the last one published
+        self._loaded: int | None = None  # the engines' version
+        self._next = 1  # the step that is sampled for next
+        self._is_held = self._is_still = False  # `settle` was asked for; the task has nothing to do
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    async def begin(self, step: int, used: int, directory: str | None = None) -> None:
+        await self.stop()
+        self._prompts.seek(used)
+        self._used, self._begun, self._loaded, self._is_held, self._copies = used, step, None, False, {}
+        self._ready = read_sampled(directory, step + 1) if directory else {}
+        for _ in self._ready:  # so that whoever remembers the rows of prompts knows these
+            await read(self._prompts)
+        self._next = step + 1 + len(self._ready)
+        await self.publish(step)
+        self._task = asyncio.create_task(self._sample())
+        self._task.add_done_callback(lambda _: self._tell())
+
+    async def next(self, step: int) -> Sampled:
+        began = time.perf_counter()
+        self._is_held = False
+        self._tell()
+        while step not in self._ready:
+            await self._change()
+        self._used += 1
+        return Sampled(self._ready.pop(step), {"time/sample_wait_s": time.perf_counter() - began})
+
+    async def publish(self, step: int) -> Metrics:
+        self._copies[step], metrics = await self._publisher.export(step)
+        self._newest = step
+        self._tell()
+        return metrics
+
+    async def settle(self) -> None:
+        self._is_held, self._is_still = True, False
+        self._tell()
+        while not (self._is_still and self._loaded == self._newest):
+            await self._change()
+
+    async def save(self, directory: str) -> None:
+        await self.settle()
+        for step, rollouts in self._ready.items():
+            path = _file(directory, step)
+            with writing(path):
+                save_file({name: getattr(rollouts, name).contiguous() for name in rollouts.SHAPES}, path)
+
+    async def stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.stop()
+        self._copies, self._ready = {}, {}
+        self._prompts.close()
+
+    def _version(self, step: int) -> int:
+        """That of the weights which sample for the step."""
+        return max(self._begun, step - 1 - self.max_staleness)
+
+    def _is_due(self, step: int) -> bool:
+        version = self._version(step)
+        return step <= self._last and (version < self._newest or (version == self._newest and not self._is_held))
+
+    async def _sample(self) -> None:
+        """The one that touches the engines."""
+        while True:
+            if self._is_due(self._next):
+                await self._load(self._version(self._next))
+                prompts = await read(self._prompts)
+                self._ready[self._next] = await self._rollout.generate(prompts, self._seed)
+                self._next += 1
+                self._tell()
+            elif self._is_held and self._loaded != self._newest:
+                await self._load(self._newest)
+            else:
+                self._is_still = True
+                changed = self._tell()
+                await changed.wait()
+                self._is_still = False
+
+    async def _load(self, version: int) -> None:
+        if version != self._loaded:
+            await self._publisher.load(self._copies[version])
+            self._loaded = version
+            self._copies = {number: copy for number, copy in self._copies.items() if number > version}
+
+    def _tell(self) -> asyncio.Event:
+        """Wakes all who wait for a change; the event of the next one."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        return self._changed
+
+    async def _change(self) -> None:
+        """Waits for one.  Raises what ended the task."""
+        if self._task is None:
+            raise RuntimeError("sampling was not begun, or was stopped")
+        if self._task.done():
+            self._task.result()
+        await self._changed.wait()
+
+
+def _file(directory: str, step: int) -> str:
+    return os.path.join(directory, f"sampled_{step:06d}.safetensors")
+
+
+def read_sampled(directory: str, first_step: int) -> dict[int, Rollouts]:
+    """What `Ahead.save` wrote under `directory`, by step, from `first_step` on."""
+    found: dict[int, Rollouts] = {}
+    while os.path.exists(path := _file(directory, first_step + len(found))):
+        found[first_step + len(found)] = Rollouts(**load_file(path))
+    return found
