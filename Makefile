@@ -1,7 +1,7 @@
 # Every target makes the environment by itself: `make demo` on a fresh clone is all.
 #   make demo        text to a served, better model (DEMO=short: every stage, fewer steps; SEED=1: another seed)
 #   make serve       serve the demo's model over HTTP
-#   make test        the tests; test-slow: those over a minute; lint; doctor; clean
+#   make test        the tests; test-slow: the long ones; lint; doctor; clean
 #   make bench       beside TRL on this machine: half an hour, on idle cores (ROWS="sft dpo": some rows)
 
 SHELL := /bin/bash

@@ -117,6 +117,7 @@ def test_a_tensor_changed_on_the_way_is_named_with_its_rollout(ray_local, tiny_m
     assert "version 1" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_rollout_that_died_samples_from_what_was_published_last(ray_local, tiny_model):
     folder = tiny_model("llama")
 

@@ -81,6 +81,7 @@ def tokenizer(tiny_model: Callable[[str], str]) -> Any:
     return load_tokenizer(tiny_model("llama"))
 
 
+@pytest.mark.slow
 def test_text_among_sft_rows_counts_with_all_its_tokens(ray_local: None, files: dict[str, str], tokenizer: Any) -> None:
     data = DataConfig.model_validate(
         {"train": files["sft"], "pretraining": {"path": files["odd"], "share": 0.2, "format": "text"}}
@@ -102,6 +103,7 @@ def test_columns_of_two_types_are_one_error(ray_local: None, files: dict[str, st
         mixture.load(data, "prompts", tokenizer)
 
 
+@pytest.mark.slow
 def test_prompts_of_several_sources_go_on_where_a_resumed_run_left_them(
     ray_local: None, files: dict[str, str], tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

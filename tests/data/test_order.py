@@ -24,6 +24,7 @@ def test_the_order_does_not_depend_on_blocks(ray_local: None) -> None:
     assert epochs[0] != ROWS
 
 
+@pytest.mark.slow
 def test_the_seed_counts_and_batches_keep_the_order(ray_local: None) -> None:
     from ray import data
 

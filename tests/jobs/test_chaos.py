@@ -87,6 +87,7 @@ def plain(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if not name.startswith(changing)} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_actors_change_no_number(run):
     whole = undisturbed(run)
     assert [row["step"] for row in whole] == list(range(STEPS + 1))

@@ -99,6 +99,7 @@ def test_ctrl_c_keeps_finished_stages_and_leaves_no_process(tmp_path, ray_folder
     assert_nothing_left(ray_folder)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_ppo_ends_it(tmp_path, ray_folder, tiny_model):
     """Nor has this real run, whose environment and configuration hold secrets, written or printed one."""
     # Ray Data is still reading prompts then; what it cleans up must not start a Ray of its own

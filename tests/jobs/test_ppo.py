@@ -96,6 +96,7 @@ def assert_roles_left_logs(folder: Path) -> None:
             assert text.count(f" INFO begin {name}(") == text.count(f" INFO end {name} after ") > 0, (role, name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(
     tiny_model, reward_folder, prompts_file, tmp_path, ray_local
 ):
@@ -213,6 +214,7 @@ def test_grpo_has_no_critic_and_takes_a_function_for_a_reward(tiny_model, prompt
     assert find_stage(path).manifest["metrics"]["data/rows_read"] == rows[1]["data/rows_read"] == 24
 
 
+@pytest.mark.slow
 def test_a_step_of_spoilt_scores_is_taken_back(tiny_model, prompts_file, tmp_path, ray_local, capsys):
     """The scores of step 2 (call 1: before training, 2: step 1, 3: its evaluation) overflow; its prompts are left."""
     keys = {"reward_function": "tests.jobs.rewards:spoilt", "rollout.engine": "transformers"}
@@ -305,6 +307,7 @@ def test_an_adaptive_kl_must_bear_a_rollout_batch(tmp_path, tiny_model, prompts_
         ppo.check(config)
 
 
+@pytest.mark.slow
 def test_a_reward_model_with_another_tokenizer_scores_the_text(
     tiny_model, foreign_reward_folder, prompts_file, tmp_path, ray_local
 ):

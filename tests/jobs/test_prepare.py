@@ -87,6 +87,7 @@ def test_the_demo_s_stage(ray_local: None, snippets: list[str], tmp_path: Path) 
     assert json.loads((again / tokens).read_text()) == json.loads((folder / tokens).read_text())
 
 
+@pytest.mark.slow
 def test_a_user_s_text_and_too_little_of_it(ray_local: None, tmp_path: Path) -> None:
     source = tmp_path / "own" / "b.jsonl"
     source.parent.mkdir()

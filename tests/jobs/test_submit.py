@@ -102,6 +102,7 @@ def test_its_metrics_are_exported(cluster):
     assert b"# TYPE ray_" in urllib.request.urlopen(url, timeout=10).read()
 
 
+@pytest.mark.slow
 def test_a_submitted_ppo_job_succeeds(cluster, tiny_model, reward_folder, prompts_file, tmp_path):
     from transformers import AutoModelForCausalLM
 

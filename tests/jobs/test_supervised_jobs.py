@@ -179,6 +179,7 @@ def stops_again(root: Path, rows: list[dict[str, Any]], run: Callable[[], str]) 
     assert run() == str(manifest.parent) and manifest.stat().st_mtime_ns == stamp, "what is finished is left alone"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_diverges_rolls_back_and_stops_with_a_report(
     tiny_model: Callable[[str], str], files: dict[str, str], tmp_path: Path

@@ -111,6 +111,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n].view(torch.int32), b[n].view(torch.int32)) for n in a)
 
 
+@pytest.mark.slow
 def test_ranks_and_zero_stage_may_change(
     tmp_path: Path, tiny_model: Callable[[str], str], capfd: pytest.CaptureFixture[str]
 ) -> None:
