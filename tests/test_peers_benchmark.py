@@ -7,10 +7,12 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.peers import limits
 from benchmarks.peers.__main__ import ROWS, table
-from benchmarks.peers.our_side import command, steps_of
+from benchmarks.peers.generation import padded
+from benchmarks.peers.our_side import command, phases, steps_of
 from benchmarks.peers.rewards import trl_vowels
 from benchmarks.peers.steps import Steps
 
@@ -28,6 +30,7 @@ def test_limits(model):
     assert limits.weights(model) == (layers, 400) == (1728, 400)
     assert limits.tokens_per_s("sft", model, 1e9, is_adapter=False) == 1e9 / (6 * 1728)
     assert limits.tokens_per_s("dpo", model, 1e9, is_adapter=True) == 1e9 / (6 * 1728)
+    assert limits.tokens_per_s("sampling", model, 1e9, is_adapter=False) == 1e9 / (2 * 2128)
     assert limits.step_seconds("grpo", model, 1e9, 100, is_adapter=False) == pytest.approx(100 * 10 * 2128 / 1e9)
     ppo = limits.step_seconds("ppo", model, 1e9, 100, is_adapter=False)
     assert ppo == pytest.approx(100 * (10 * 2128 + 8 * 1728) / 1e9)
@@ -47,10 +50,29 @@ def test_steps_of_a_run(tmp_path):
     assert steps_of(tmp_path / "metrics.jsonl", "sft") == Steps([4.0, 1.5], [100, 30])
 
 
+def test_phases_of_an_rl_run(tmp_path):
+    def row(step: int, generate: float) -> dict[str, object]:
+        seconds = {"rollout_generate": generate, "policy_logprobs": 0.5, "critic_values": 1.0, "policy_update": 2.0}
+        times = {f"time/{name}_s": s for name, s in (seconds | {"critic_update": 1.0, "step": 8.0}).items()}
+        return {"stage": "ppo", "step": step, "sync/publish_s": 0.4} | times
+
+    rows = [row(1, 100.0), row(2, 3.0), row(3, 3.0), row(4, 4.0)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = phases(tmp_path / "metrics.jsonl", 1)
+    assert found["share_outside_models"] == 1 - (3 + 1 + 2) / 8 and found["share_publish"] == 0.4 / 8
+    assert found["time/rollout_generate_s"] == 3.0
+
+
+def test_rows_are_padded_where_a_side_expects_it():
+    for on_the_left, ids in ((True, [[0, 1], [2, 3]]), (False, [[1, 0], [2, 3]])):
+        found, mask = padded([[1], [2, 3]], on_the_left)
+        assert found.tolist() == ids and torch.equal(mask, (found > 0).long())
+
+
 def test_the_rows_are_jobs_of_ours(tmp_path):
-    for row in ROWS:
+    for row in (row for row in ROWS if row.kind != "sampling"):
         line = command(row.kind, tmp_path, tmp_path, row.steps, "float32", list(row.ours))
-        assert line[2] == f"jobs.{'ppo' if row.kind == 'grpo' else row.kind}"
+        assert line[2] == f"jobs.{'ppo' if row.kind in ('grpo', 'ppo') else row.kind}"
         assert set(row.ours) <= set(line)
     assert trl_vowels(["aeb", ""]) == [2 / 3, 0.0]
 

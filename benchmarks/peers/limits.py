@@ -44,9 +44,11 @@ def tokens_per_s(row: str, model: Path, rate: float, is_adapter: bool) -> float:
     """Tokens a second that could be trained on at `rate`: 2 operations a weight and token forward, 2 for each gradient.
 
     Attention's own products are left out, and the head where few of its tokens are asked for, so nobody reaches it.
-    Of dpo the reference's pass counts.
+    Of dpo the reference's pass counts; sampling computes each token forward, with the head.
     """
-    layers, _ = weights(model)
+    layers, head = weights(model)
+    if row == "sampling":
+        return rate / (2 * (layers + head))
     times = (4 if is_adapter else 6) + (2 if row == "dpo" else 0)
     return rate / (times * layers)
 

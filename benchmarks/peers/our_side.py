@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.peers import reference_cost
 from benchmarks.peers.steps import Steps
-from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS
+from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS, PPO_EPOCHS
 
 # one worker (rank) a core, rather than one with threads: the passes of a small model are too small to be split
 MINIBATCH, WORKERS, MICROBATCH_TOKENS = 32, 2, 1024
@@ -36,12 +38,13 @@ def command(row: str, task: Path, root: Path, steps: int, dtype: str, more: list
             f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
             "rollout.kv_cache_gib=0.5",
             "layout.roles.policy.ranks=2",
-            *(f"policy.engine.{key}" for key in engine),
+            *(f"{role}.engine.{key}" for role in _LEARN[row] for key in engine),
             f"loop.steps={steps}",
             "loop.rollout_batch=64",
             f"loop.evaluate_every={steps}",
             "loop.evaluation_prompts=8",
             f"loop.save_every={steps}",
+            *([f"reward_model={task}/scorer"] if row == "ppo" else []),
             *_ALGORITHMS[row],
         ]
     else:
@@ -67,7 +70,14 @@ _ALGORITHMS = {
         "policy.epochs=1",
         "policy.minibatch=64",
     ],
+    "ppo": [
+        "algorithm.kl.beta=0.05",
+        "layout.roles.critic.ranks=2",
+        *(f"{role}.{key}" for role in ("policy", "critic") for key in (f"epochs={PPO_EPOCHS}", "minibatch=64")),
+    ],
 }
+
+_LEARN = {"grpo": ("policy",), "ppo": ("policy", "critic")}
 
 
 def steps_of(metrics: Path, stage: str) -> Steps:
@@ -84,16 +94,40 @@ def steps_of(metrics: Path, stage: str) -> Steps:
     return Steps(seconds, tokens)
 
 
+def phases(metrics: Path, warm_up: int) -> dict[str, float]:
+    """Medians over an RL run's steps, of seconds, and of the shares of a step that publishing takes and that is spent
+    outside of the models: neither sampling nor in the slowest of the roles that judge, and of those that learn."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if row["stage"] == "ppo" and row["step"] > warm_up]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        seconds = {name: s for name, s in row.items() if name.startswith("time/") and name.endswith("_s")}
+        if "time/rollout_generate_s" in row:
+            of_models = row["time/rollout_generate_s"]
+            of_models += max(s for name, s in seconds.items() if name.endswith(("logprobs_s", "values_s", "scores_s")))
+            of_models += max(s for name, s in seconds.items() if name.endswith("update_s"))
+            seconds["share_outside_models"] = 1 - of_models / row["time/step_s"]
+        if "sync/publish_s" in row:
+            seconds["share_publish"] = row["sync/publish_s"] / row["time/step_s"]
+        for name, number in seconds.items():
+            found.setdefault(name, []).append(number)
+    return {name: statistics.median(numbers) for name, numbers in found.items()}
+
+
 def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str]) -> None:
     root = Path(f"{out}.runs").absolute()
     shutil.rmtree(root, ignore_errors=True)
+    began = time.time()
     subprocess.run(command(row, Path(task), root, steps, dtype, more), check=True)
-    stage = "ppo" if row == "grpo" else row
-    found = steps_of(root / row / "metrics.jsonl", stage)
+    stage = "ppo" if row in _LEARN else row
+    metrics = root / row / "metrics.jsonl"
+    found = steps_of(metrics, stage)
+    first = min(json.loads(line)["time_s"] for line in metrics.read_text().splitlines() if '"step": 1,' in line)
+    found.more = {"until_first_step_s": first - began} | (phases(metrics, 3) if row in _LEARN else {})
     if row == "dpo":
         each = MINIBATCH * reference_cost.seconds_a_row(Path(task), WORKERS, MICROBATCH_TOKENS)
         print(f"the reference costs {each:.3f} s a step")
-        found = Steps([seconds + each for seconds in found.seconds], found.tokens)
+        found.seconds = [seconds + each for seconds in found.seconds]
     found.write(out)
 
 

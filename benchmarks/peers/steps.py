@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -14,10 +14,11 @@ class Steps:
 
     seconds: list[float]
     tokens: list[int]
+    more: dict[str, float] = field(default_factory=dict)  # what else is known of the run
 
     def after(self, warm_up: int) -> Steps:
         """Without the first steps, which pay for imports and first calls."""
-        return Steps(self.seconds[warm_up:], self.tokens[warm_up:])
+        return Steps(self.seconds[warm_up:], self.tokens[warm_up:], self.more)
 
     @property
     def tokens_per_s(self) -> float:

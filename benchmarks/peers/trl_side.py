@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.peers.rewards import trl_vowels
 from benchmarks.peers.steps import Steps
-from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS
+from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS, PPO_EPOCHS
 
 
 def clock(tokens_of: Any) -> Any:
@@ -107,7 +107,49 @@ def grpo(task: Path, arguments: dict[str, Any], peft: Any, batch: int = 64, grou
     return trainer, lambda inputs: int(inputs["completion_mask"].sum())
 
 
-MAKERS = {"sft": sft, "reward_model": reward_model, "dpo": dpo, "grpo": grpo}
+def ppo(task: Path, arguments: dict[str, Any], peft: Any, batch: int = 64) -> tuple[Any, Any]:
+    """Of TRL 1.10, the last with it: four epochs of one minibatch, as our side has."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    tokenizer = AutoTokenizer.from_pretrained(task / "model", padding_side="left")
+    steps = arguments.pop("max_steps")
+    config = PPOConfig(
+        **arguments,
+        per_device_train_batch_size=batch,
+        total_episodes=batch * steps,
+        num_ppo_epochs=PPO_EPOCHS,
+        response_length=MAX_NEW_TOKENS,
+        stop_token="eos",
+        temperature=1.0,
+        num_sample_generations=0,
+    )
+    prompts = rows(task, "prompts").map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"][:32]})
+    prompts = prompts.remove_columns("prompt")
+    scorers = [AutoModelForSequenceClassification.from_pretrained(task / "scorer", num_labels=1) for _ in range(2)]
+    trainer = PPOTrainer(
+        config,
+        tokenizer,
+        AutoModelForCausalLM.from_pretrained(task / "model"),
+        None,
+        scorers[0],
+        prompts,
+        scorers[1],
+        eval_dataset=prompts,
+        peft_config=peft,
+    )
+    whole = ppo_trainer.truncate_response
+
+    def counted(stop: int, pad: int, responses: Any) -> Any:
+        cut = whole(stop, pad, responses)
+        trainer.seen(int((cut != pad).sum()))
+        return cut
+
+    ppo_trainer.truncate_response = counted
+    return trainer, int
+
+
+MAKERS = {"sft": sft, "reward_model": reward_model, "dpo": dpo, "grpo": grpo, "ppo": ppo}
 
 
 def main(row: str, task: str, out: str, steps: int, dtype: str, lora: int = 0) -> None:
@@ -120,7 +162,9 @@ def main(row: str, task: str, out: str, steps: int, dtype: str, lora: int = 0) -
     trainer, tokens_of = MAKERS[row](Path(task), common(out, steps, dtype), peft)
     watch = clock(tokens_of)
     trainer.add_callback(watch)
-    whole = trainer.training_step
+    if row == "ppo":  # its loop is one of its own
+        trainer.seen = watch.seen
+    whole = getattr(trainer, "training_step", None)
 
     def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if row != "grpo":  # there `inputs` are prompts
