@@ -2,9 +2,9 @@
 
 A B A B: ours, theirs, ours, theirs (where ours comes in several settings: each of them, then theirs), each in a process
 of its own that gets both cores, on the same rows, model, minibatch, length limits, optimizer (AdamW) and dtype.  A
-side's number is the median over its runs of tokens a second (all steps after the warm-up) or of the median step; the spread is
-what its runs lie between.  Prints a table and writes benchmarks/results/peers-DATE.json, beside rows that were measured
-before on that day.
+side's number is the median over its runs of tokens a second (all steps after the warm-up) or of the median step; the
+spread is what its runs lie between.  Prints a table and writes benchmarks/results/peers-DATE.json, beside rows that
+were measured before on that day.
 """
 
 from __future__ import annotations
