@@ -33,7 +33,7 @@ def test_limits(model):
     assert limits.tokens_per_s("sampling", model, 1e9, is_adapter=False) == 1e9 / (2 * 2128)
     assert limits.step_seconds("grpo", model, 1e9, 100, is_adapter=False) == pytest.approx(100 * 10 * 2128 / 1e9)
     ppo = limits.step_seconds("ppo", model, 1e9, 100, is_adapter=False)
-    assert ppo == pytest.approx(100 * (10 * 2128 + 8 * 1728) / 1e9)
+    assert ppo == pytest.approx(100 * (28 * 2128 + 26 * 1728) / 1e9)
 
 
 def test_steps_are_told_by_their_warm_part():

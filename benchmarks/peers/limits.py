@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+from benchmarks.peers.task import PPO_EPOCHS
+
 _SIZE, _SECONDS = 1024, 3.0
 
 
@@ -55,9 +57,9 @@ def tokens_per_s(row: str, model: Path, rate: float, is_adapter: bool) -> float:
 
 def step_seconds(row: str, model: Path, rate: float, response_tokens: float, is_adapter: bool) -> float:
     """Least seconds of an RL step that samples `response_tokens`: sampling, the reference, learning; of ppo also the
-    critic's values and update."""
+    critic's values, and epochs."""
     layers, head = weights(model)
-    learn = 4 if is_adapter else 6
+    learn = (4 if is_adapter else 6) * (PPO_EPOCHS if row == "ppo" else 1)
     times = (2 + 2 + learn) * (layers + head)
     if row == "ppo":
         times += (2 + learn) * layers

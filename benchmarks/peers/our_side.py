@@ -37,7 +37,6 @@ def command(row: str, task: Path, root: Path, steps: int, dtype: str, more: list
             "prompts.max_tokens=32",
             f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
             "rollout.kv_cache_gib=0.5",
-            "layout.roles.policy.ranks=2",
             *(f"{role}.engine.{key}" for role in _LEARN[row] for key in engine),
             f"loop.steps={steps}",
             "loop.rollout_batch=64",
@@ -63,6 +62,7 @@ def command(row: str, task: Path, root: Path, steps: int, dtype: str, more: list
 
 _ALGORITHMS = {
     "grpo": [
+        "layout.roles.policy.ranks=2",
         "reward_function=benchmarks.peers.rewards:vowels",
         "algorithm.estimator=grpo",
         "algorithm.group_size=8",
@@ -70,9 +70,8 @@ _ALGORITHMS = {
         "policy.epochs=1",
         "policy.minibatch=64",
     ],
-    "ppo": [
+    "ppo": [  # policy and critic learn side by side, a core each
         "algorithm.kl.beta=0.05",
-        "layout.roles.critic.ranks=2",
         *(f"{role}.{key}" for role in ("policy", "critic") for key in (f"epochs={PPO_EPOCHS}", "minibatch=64")),
     ],
 }
