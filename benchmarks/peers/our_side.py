@@ -101,7 +101,7 @@ def phases(metrics: Path, warm_up: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row in rows:
         seconds = {name: s for name, s in row.items() if name.startswith("time/") and name.endswith("_s")}
-        if "time/rollout_generate_s" in row:
+        if "time/sample_wait_s" not in row:  # sampling is a part of the step
             of_models = row["time/rollout_generate_s"]
             of_models += max(s for name, s in seconds.items() if name.endswith(("logprobs_s", "values_s", "scores_s")))
             of_models += max(s for name, s in seconds.items() if name.endswith("update_s"))
