@@ -86,8 +86,10 @@ def ours(model: str, rows: list[list[list[int]]]) -> Steps:
 def theirs(model: str, rows: list[list[list[int]]]) -> Steps:
     from transformers import AutoModelForCausalLM
 
+    from rayrlhf.models.pretrained import model_of
+
     torch.manual_seed(0)
-    causal: Any = AutoModelForCausalLM.from_pretrained(model).eval()
+    causal: Any = model_of(AutoModelForCausalLM, model).eval()
     end = causal.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [end]
     steps = Steps([], [])

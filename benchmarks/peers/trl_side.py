@@ -109,10 +109,13 @@ def grpo(task: Path, arguments: dict[str, Any], peft: Any, batch: int = 64, grou
 
 def ppo(task: Path, arguments: dict[str, Any], peft: Any, batch: int = 64) -> tuple[Any, Any]:
     """Of TRL 1.10, the last with it: four epochs of one minibatch, as our side has."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    tokenizer = AutoTokenizer.from_pretrained(task / "model", padding_side="left")
+    from rayrlhf.models.pretrained import model_of, tokenizer_of
+
+    tokenizer = tokenizer_of(str(task / "model"))
+    tokenizer.padding_side = "left"
     steps = arguments.pop("max_steps")
     config = PPOConfig(
         **arguments,
@@ -126,11 +129,11 @@ def ppo(task: Path, arguments: dict[str, Any], peft: Any, batch: int = 64) -> tu
     )
     prompts = rows(task, "prompts").map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"][:32]})
     prompts = prompts.remove_columns("prompt")
-    scorers = [AutoModelForSequenceClassification.from_pretrained(task / "scorer", num_labels=1) for _ in range(2)]
+    scorers = [model_of(AutoModelForSequenceClassification, str(task / "scorer"), num_labels=1) for _ in range(2)]
     trainer = PPOTrainer(
         config,
         tokenizer,
-        AutoModelForCausalLM.from_pretrained(task / "model"),
+        model_of(AutoModelForCausalLM, str(task / "model")),
         None,
         scorers[0],
         prompts,
