@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks.scale import broadcast
+from benchmarks.scale import broadcast, traffic
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.cluster import Cluster
+from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts
 
 
 @pytest.mark.parametrize("kind", ["source", "holders"])
@@ -70,3 +71,23 @@ def test_a_clock_counts_each_second_once() -> None:
     now += 8.0
     assert clock.take() == {"": 8.0, "outer": 5.0, "inner": 2.0}
     assert clock.take() == {"": 0.0}
+
+
+def test_bytes_of_batches_by_hand() -> None:
+    # tokens 8, mask 1, sampled log-probs 4 a token; lengths, prompt index, version 8 and finished 1 a row
+    assert traffic.batch_bytes(Rollouts, 2, 3) == 2 * 3 * 13 + 2 * 25
+    assert traffic.batch_bytes(PolicyBatch, 2, 3) == 2 * 3 * 25 + 2 * 8
+    assert traffic.batch_bytes(CriticBatch, 2, 3) == 2 * 3 * 17 + 2 * 8
+
+
+def test_bytes_of_a_step_by_hand() -> None:
+    assert traffic.of_step(Cluster(8))["from_driver_node"] == 0, "one node, no network"
+    step = traffic.of_step(Cluster(64))
+    cells, rows = 512 * 1024, 512
+    rollouts, policy, critic = 13 * cells + 25 * rows, 25 * cells + 8 * rows, 17 * cells + 8 * rows
+    prompts = 512 * 512 * 8 + 16 * rows
+    assert step["driver_in"] == rollouts + 3 * 4 * cells + 4 * rows + 8 * rows
+    assert step["driver_out"] == prompts + 4 * rollouts + policy + critic
+    # policy and critic are on nodes 0 to 3, the driver on node 0, all replicas elsewhere
+    assert step["from_driver_node"] == 3 * (2 * rollouts + policy + critic) + prompts + 2 * rollouts
+    assert step["to_driver_node"] == rollouts + 4 * cells + 8 * rows

@@ -1,12 +1,13 @@
 """How long a copy of the weights takes to reach every node, by a small event simulation.  A model, not a measurement.
 
-Every node sends to at most `slots` others at a time, each of which gets an equal part of the link, and takes one bucket
-after the other, as a rollout's `load` does.  Not in it: latencies, the switch, CPU work, what a link loses to protocols.
+Every node sends to at most `slots` others at a time, each of which gets an equal part of the link, and takes one
+bucket after the other, as a rollout's `load` does.  Not in it: latencies, the switch, CPU work, what a link loses to
+protocols.
 
 - `source`   every node asks the node that put the buckets.
 - `holders`  a node asks one that holds the bucket when it asks, chosen at random, and waits its turn there: what Ray's
-             object manager does with today's actors/weight_sync.py.  All ask for the same bucket before another node has
-             it, so it comes to the same.
+             object manager does with today's actors/weight_sync.py.  All ask for the same bucket before another
+             node has it, so it comes to the same.
 - `rotated`  as `holders`, but each node begins with another bucket.
 - `tree`     node n is sent each bucket by node (n - 1) // fan_out, which passes it on as soon as it has it; with a
              fan-out of 1 a chain.

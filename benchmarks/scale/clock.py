@@ -1,4 +1,4 @@
-"""Where the seconds of one thread go, by name; what is inside something else counts there alone."""
+"""Where the CPU seconds of this process go, by name; what is inside something else counts there alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unittest.mock import patch
 class Clock:
     """Seconds by name.  Sections may nest, and must not hold an `await`."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._now, self._open, self._since = now, [""], now()
 

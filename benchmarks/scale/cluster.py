@@ -1,8 +1,8 @@
 """A cluster of N GPUs that does not exist: which actors it has, on which nodes, and the sizes of a step's batches.
 
-Weak scaling: rows a step grow with the GPUs, 8 a GPU, 512 tokens of prompt and 512 of response each.  The roles share the
-GPUs as in cluster/layouts/eight_gpu.yaml: of 8, four train policy and critic side by side, three sample, one holds the
-frozen models.
+Weak scaling: rows a step grow with the GPUs, 8 a GPU, 512 tokens of prompt and 512 of response each.  The roles share
+the GPUs as in cluster/layouts/eight_gpu.yaml: of 8, four train policy and critic side by side, three sample, one holds
+the frozen models.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Actors that play the roles: they answer at once with tensors of the real shapes, and compute nothing.
 
-The groups of actors/ are the real ones, and so is what they do with batches and answers; only the actors behind them are
-players.  `InProcess` has none at all: what is passed by value and what is answered goes through Ray's object store in this
-process, as Ray would have it, and the parts that are an actor's work are counted as such.  `Processes` has real Ray
-actors, each of which plays several ranks where there are more ranks than processes.
+The groups of actors/ are the real ones, and so is what they do with batches and answers; only the actors behind them
+are players.  `InProcess` has none at all: what is passed by value and what is answered goes through Ray's object store
+in this process, as Ray would have it, and the parts that are an actor's work are counted as such.  `Processes` has real
+Ray actors, each of which plays several ranks where there are more ranks than processes.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ class _Answer:
 
 
 class Processes:
-    """Players in `count` Ray actors: rank 0 of policy and critic has one of its own, so has each of the first others; the
-    rest is dealt out."""
+    """Players in `count` Ray actors: rank 0 of policy and critic has one of its own, the other ranks and replicas are
+    dealt out to the rest."""
 
     def __init__(self, count: int) -> None:
         actor = ray.remote(num_cpus=0)(Player)

@@ -28,7 +28,7 @@ PARTS = [
 
 
 def in_process(cluster: Cluster, steps: int) -> dict[str, Any]:
-    """Medians over `steps` of a step's seconds by part, without those of the players; and what goes through the driver."""
+    """Medians over `steps` of a step's CPU seconds by part, without the players'; and what goes through the driver."""
     clock = Clock()
     players = InProcess(clock)
     seconds = asyncio.run(_steps(cluster, players, steps, clock))
