@@ -42,7 +42,7 @@ class Player:
     """Any rank of any role.  `is_first`: rank 0, which answers for its group's other ranks; so does every replica."""
 
     def __init__(self, is_first: bool = True) -> None:
-        self._is_first, self._version = is_first, 0
+        self.is_first, self._version = is_first, 0
         self._made: dict[Any, Any] = {}
 
     def _once(self, key: Any, make: Any) -> Any:
@@ -66,10 +66,10 @@ class Player:
         return Rollouts(tokens, lengths, mask, logprobs, finished, prompts.prompt_index, version)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor | None:
-        return self._per_token(rollouts, -1.0) if self._is_first else None
+        return self._per_token(rollouts, -1.0) if self.is_first else None
 
     def values(self, rollouts: Rollouts) -> Values | None:
-        return Values(self._per_token(rollouts, 0.5), torch.zeros(len(rollouts))) if self._is_first else None
+        return Values(self._per_token(rollouts, 0.5), torch.zeros(len(rollouts))) if self.is_first else None
 
     def _per_token(self, rollouts: Rollouts, about: float) -> Tensor:
         def make() -> Tensor:
@@ -84,11 +84,11 @@ class Player:
         return Scores(total, total[:, None], ("model",))
 
     def update(self, *_: Any) -> dict[str, float] | None:
-        return {f"policy/number_{i}": 0.5 for i in range(20)} if self._is_first else None
+        return {f"policy/number_{i}": 0.5 for i in range(20)} if self.is_first else None
 
     def export_weights(self, bucket_bytes: int) -> list[tuple[Any, dict[str, str]]] | None:
         """As many refs and digests as a 7B model has; behind the refs is next to nothing."""
-        if not self._is_first:
+        if not self.is_first:
             return None
         self._made["buckets"] = [ray.put(torch.zeros(1)) for _ in range(BUCKETS)]
         names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(TENSORS)]
@@ -180,7 +180,9 @@ class _Method:
                 elif hasattr(arg, "SHAPES"):
                     players._put(arg)
         with players.clock.section("players"):
-            answer = self._function(*(ray.get(arg) if isinstance(arg, ray.ObjectRef) else arg for arg in args))
+            # ranks that answer nothing would each read the batch: hundreds of times, in this one process
+            is_read = self._function.__self__.is_first
+            answer = self._function(*(ray.get(a) if is_read and isinstance(a, ray.ObjectRef) else a for a in args))
             if players.is_counted:
                 players.traffic.answers += size(answer)
             return _Answer(players._put(answer), players.clock)
