@@ -9,6 +9,7 @@ from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.masking import masked_mean
 from rayrlhf.batches import ALONE, FAILED, Rollouts
 from rayrlhf.coordinator import StepResult
+from rayrlhf.ngrams import Responses, distinct, repetition
 
 # label of each metric on the console line
 CONSOLE = {
@@ -31,26 +32,6 @@ def speeds(metrics: dict[str, float]) -> dict[str, float]:
     sampling_s = 0.0 if is_ahead else metrics.get("time/rollout_generate_s")
     found = {"perf/rollout_tokens_per_s": tokens / metrics["time/step_s"]}
     return found | ({"perf/generate_tokens_per_s": tokens / sampling_s} if sampling_s else {})
-
-
-def repetition(responses: list[list[int]], n: int) -> float:
-    """Mean over responses of the share of a response's token n-grams that it had before (seq-rep-n of Welleck et al.
-    2020); 0 for one without n-grams."""
-    shares = []
-    for tokens in responses:
-        grams = _ngrams(tokens, n)
-        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
-    return sum(shares) / len(shares)
-
-
-def distinct(responses: list[list[int]], n: int) -> float:
-    """Unique over total token n-grams of all responses (Li et al. 2016); 1 where there is none."""
-    grams = [gram for tokens in responses for gram in _ngrams(tokens, n)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def _ngrams(tokens: list[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def logprob_gap(rollouts: Rollouts, logprobs: Tensor, name: str) -> dict[str, float]:
@@ -91,7 +72,7 @@ def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False
         "rollout/tokens": lengths.sum(),
         "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
     }
-    responses = [row[own].tolist() for row, own in zip(rollouts.tokens, mask, strict=True)]
+    responses = Responses.of(rollouts.tokens, mask)
     metrics["rollout/repetition_4"] = torch.tensor(repetition(responses, 4))
     metrics["rollout/distinct_2"] = torch.tensor(distinct(responses, 2))
     if group_size > 1:

@@ -6,22 +6,9 @@ import torch
 from rayrlhf.batches import Experience, Rollouts, Scores, Values
 from rayrlhf.coordinator import StepResult
 from rayrlhf.estimators import Estimate
-from rayrlhf.ppo_metrics import distinct, repetition, step_metrics
+from rayrlhf.ppo_metrics import step_metrics
 
 A, B, C, D = 5, 6, 7, 8
-
-
-def test_repetition_by_hand() -> None:
-    # pairs of the first: AB BA AB BA, half of them twice; of the second AB BC: none
-    assert repetition([[A, B, A, B, A], [A, B, C]], 2) == pytest.approx((2 / 4 + 0) / 2)
-    assert repetition([[A] * 10], 4) == pytest.approx(6 / 7), "seven 4-grams, one of them new"
-    assert repetition([[A, B, C], [], [A] * 4], 4) == 0.0, "too short for a second one"
-
-
-def test_distinct_by_hand() -> None:
-    # AB BC | AB BD: three of four; a pair does not reach from one response into the next
-    assert distinct([[A, B, C], [A, B, D]], 2) == pytest.approx(3 / 4)
-    assert distinct([[A], []], 2) == 1.0
 
 
 def result(scores: list[float], names=("function",), components=None) -> StepResult:
