@@ -47,13 +47,14 @@ def gae(
 
     next_value, carried = bootstrap, torch.zeros_like(bootstrap)
     columns: list[Tensor] = []
-    for t in reversed(range(rewards.shape[1])):
-        here = response_mask[:, t]
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
+    # a token of all rows lies together in [T, B]; in [B, T] each is a cache line of its own
+    by_token = (x.t().contiguous() for x in (rewards, values, response_mask))
+    for reward, value, here in reversed(list(zip(*by_token, strict=True))):
+        delta = reward + gamma * next_value - value
         carried = torch.where(here, delta + gamma * lam * carried, carried)
-        next_value = torch.where(here, values[:, t], next_value)
+        next_value = torch.where(here, value, next_value)
         columns.append(carried)
-    advantages = zero_outside(torch.stack(columns[::-1], dim=1), response_mask)
+    advantages = zero_outside(torch.stack(columns[::-1]).t().contiguous(), response_mask)
     return advantages, advantages + values
 
 
