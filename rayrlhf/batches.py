@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # names of components of scores that count rows: those that a reward function failed on, FAILED + the kind of failure,
@@ -49,6 +51,16 @@ class _Batch:
                         f"with shape {list(getattr(self, where.split('.')[1]).shape)}"
                     )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as NumPy arrays, which pickle's protocol 5 takes as they lie in memory; torch copies a tensor's bytes
+        several times.  Whoever unpickles a batch owns its tensors."""
+        tensors = {name: getattr(self, name) for name in self.SHAPES}
+        if any(tensor.device.type != "cpu" for tensor in tensors.values()):
+            return super().__reduce_ex__(protocol)
+        more = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
+        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+        return _from_arrays, (type(self), arrays, more)
+
     def __len__(self) -> int:
         """B, the number of sequences."""
         return int(getattr(self, next(iter(self.SHAPES))).shape[0])
@@ -70,6 +82,12 @@ class _Batch:
                 tensors = [torch.nn.functional.pad(t, (0, longest - t.shape[1])) for t in tensors]
             values[name] = torch.cat(tensors)
         return cls(**values)
+
+
+def _from_arrays(kind: type[TBatch], arrays: dict[str, NDArray[Any]], more: dict[str, Any]) -> TBatch:
+    """The batch again; the arrays may lie in memory that others read (Ray's object store), so they are copied."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return kind(**tensors, **more)
 
 
 @dataclass(frozen=True)

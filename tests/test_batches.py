@@ -1,5 +1,7 @@
 """The shape checks name the field and both shapes; row operations keep rows whole."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -33,3 +35,30 @@ def test_concat_pads_on_the_right_and_keeps_order():
     assert whole.tokens.tolist() == [[1, 2, 0, 0], [1, 0, 0, 0], [1, 2, 3, 4]]
     assert whole.prompt_index.tolist() == [0, 1, 2]
     assert whole.rows([2, 0]).lengths.tolist() == [4, 2]
+
+
+def test_a_batch_comes_out_of_a_pickle_as_it_went_in():
+    tokens = torch.arange(12).reshape(3, 4)
+    given = Scores(torch.tensor([0.5, float("nan")]), torch.randn(4, 2)[::2], ("reward_model", "length"))
+    for batch in (given, Prompts(tokens.t(), tokens[0], tokens[1])):  # neither's tensors lie in one piece
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(batch, protocol=5, buffer_callback=buffers.append)
+        again = pickle.loads(data, buffers=buffers)
+        assert type(again) is type(batch)
+        for name in batch.SHAPES:
+            assert torch.equal(getattr(again, name).nan_to_num(), getattr(batch, name).nan_to_num())
+        assert len(data) < 1000, "the tensors' bytes are in the buffers"
+    assert again.lengths.tolist() == [0, 1, 2, 3] and given.names == ("reward_model", "length")
+
+
+def test_an_unpickled_batch_shares_no_memory():
+    batch = prompts([2, 1], 2)
+    buffers: list[pickle.PickleBuffer] = []
+    again = pickle.loads(pickle.dumps(batch, protocol=5, buffer_callback=buffers.append), buffers=buffers)
+    again.tokens.fill_(7)
+    assert batch.tokens.tolist() == [[1, 2], [1, 0]]
+
+
+def test_rows_pickle_without_the_rows_beside_them():
+    whole = Prompts(torch.zeros(1000, 64, dtype=torch.int64), torch.ones(1000).long(), torch.arange(1000))
+    assert len(pickle.dumps(whole.rows(slice(3, 4)), protocol=5)) < 2000
