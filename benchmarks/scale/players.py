@@ -26,6 +26,8 @@ from benchmarks.scale.clock import Clock
 from benchmarks.scale.cluster import PROMPT_TOKENS, RESPONSE_TOKENS, VOCABULARY, Cluster
 from rayrlhf.batches import Prompts, Rollouts, Scores, Values
 from rayrlhf.coordinator import Roles
+from rayrlhf.sampling import OnPolicy
+from rayrlhf.stream import Stream
 
 SMALL_BYTES = 100 * 1024  # Ray sends an argument or answer up to this size with the call
 BUCKETS, TENSORS = 57, 339  # of Qwen2.5 7B in bfloat16: 14.2 GiB in buckets of 256 MiB
@@ -241,3 +243,9 @@ def roles_of(cluster: Cluster, players: Players) -> Roles:
     for group in (reference, reward, rollout):
         group._is_ready = [True] * len(group.handles)
     return Roles(policy, critic, reference, reward, rollout, Publisher(policy, rollout))
+
+
+def sampler_of(roles: Roles, prompts: Prompts) -> OnPolicy:
+    """The same prompts for each step."""
+    same = Stream(lambda first, last: (prompts for _ in range(first, last)), 0, 2)
+    return OnPolicy(roles.rollout, roles.publisher, same, seed=0)

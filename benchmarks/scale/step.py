@@ -11,7 +11,7 @@ from typing import Any
 from actors.group import ActorGroup
 from benchmarks.scale.clock import Clock
 from benchmarks.scale.cluster import STEP_S, Cluster
-from benchmarks.scale.players import InProcess, Processes, Traffic, prompts_of, roles_of
+from benchmarks.scale.players import InProcess, Processes, Traffic, prompts_of, roles_of, sampler_of
 from rayrlhf import batches, coordinator, estimators
 from rayrlhf.coordinator import PPO
 from rayrlhf.ppo_config import AlgorithmConfig
@@ -48,14 +48,15 @@ def in_process(cluster: Cluster, steps: int) -> dict[str, Any]:
 
 async def _steps(cluster: Cluster, players: InProcess, steps: int, clock: Clock) -> list[dict[str, float]]:
     prompts, taken = prompts_of(cluster), []
-    ppo = PPO(roles_of(cluster, players), AlgorithmConfig(), seed=0)
+    ppo = PPO(roles_of(cluster, players), AlgorithmConfig())
+    sampler = sampler_of(ppo.roles, prompts)
     with players.watch():
         for step in range(steps + 1):  # the first warms up, and is the one whose bytes are counted
             players.is_counted = step == 0
             calls = players.traffic.calls
             clock.take()
             with clock.watching(PARTS):
-                result = await ppo.step(prompts, step)
+                result = await ppo.step(sampler, step)
             with clock.section("metrics"):
                 step_metrics(result)
             taken.append(clock.take())
@@ -81,10 +82,11 @@ def over_processes(cluster: Cluster, processes: int, steps: int) -> dict[str, An
 
 async def _real_steps(cluster: Cluster, players: Processes, steps: int) -> tuple[list[float], list[float]]:
     prompts, wall, cpu = prompts_of(cluster), [], []
-    ppo = PPO(roles_of(cluster, players), AlgorithmConfig(), seed=0)
+    ppo = PPO(roles_of(cluster, players), AlgorithmConfig())
+    sampler = sampler_of(ppo.roles, prompts)
     for step in range(steps + 1):
         began, used = time.perf_counter(), time.process_time()
-        step_metrics(await ppo.step(prompts, step))
+        step_metrics(await ppo.step(sampler, step))
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - used)
     groups: list[ActorGroup] = [ppo.roles.policy, ppo.roles.rollout]  # type: ignore[list-item]
