@@ -52,7 +52,7 @@ class RolloutReplica(LoggedRole):
             return engine.generate(prompts, self._sampling, seed)
 
     def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
-        """Replaces the weights by those in `buckets` (refs of name -> tensor), read one by one.
+        """Replaces the weights by those in `buckets` (refs of name -> TensorBytes), read one by one.
 
         Returns each tensor's digest, computed here on what was loaded, and the number of bytes.  Raises StateLost where
         a bucket is gone.
@@ -69,8 +69,8 @@ class RolloutReplica(LoggedRole):
                         f"the policy's weights of version {version} were lost from the object store before they were "
                         f"loaded: policy-0, which put them there, has died, or its node was lost.\n{error}"
                     ) from error
-                num_bytes += sum(tensor.nbytes for tensor in bucket.values())
-                yield bucket
+                num_bytes += sum(stored.data.nbytes for stored in bucket.values())
+                yield {name: stored.tensor() for name, stored in bucket.items()}
 
         with self._awake() as engine:
             return engine.load_weights(version, read()), num_bytes

@@ -37,10 +37,11 @@ from actors.group import ActorGroup
 from actors.rollout import RolloutGroup
 from rayrlhf.errors import RoleError
 from rayrlhf.models.digest import tensor_digest
+from rayrlhf.models.tensor_bytes import TensorBytes
 from rayrlhf.roles import Metrics
 
 BUCKET_BYTES = 256 * 2**20
-Bucket = tuple[Any, dict[str, str]]  # object ref of {name: tensor}, and each tensor's digest
+Bucket = tuple[Any, dict[str, str]]  # object ref of {name: TensorBytes}, and each tensor's digest
 Export = Callable[[], Awaitable[list[Bucket]]]
 
 
@@ -105,7 +106,8 @@ async def publish_folder(folder: str, rollout: RolloutGroup, version: int, bucke
 def put(bucket: dict[str, Tensor]) -> Bucket:
     """The bucket in the object store, with the digest of each tensor as it went in."""
     tensors = {name: tensor.detach().cpu() for name, tensor in bucket.items()}
-    return ray.put(tensors), {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    stored = ray.put({name: TensorBytes.of(tensor) for name, tensor in tensors.items()})
+    return stored, {name: tensor_digest(tensor) for name, tensor in tensors.items()}
 
 
 def buckets_of(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:

@@ -41,8 +41,8 @@ class TwoRanks:
         exported = [put(bucket) for bucket in buckets_of(self.weights.items(), bucket_bytes)]
         if self.fault == "changed on the way":
             _, digests = exported[1]
-            bucket = {name: torch.zeros_like(self.weights[name]) for name in digests}
-            exported[1] = (ray.put(bucket), digests)
+            changed, _ = put({name: torch.zeros_like(self.weights[name]) for name in digests})
+            exported[1] = (changed, digests)
         return exported
 
     def times_called(self):
