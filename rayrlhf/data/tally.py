@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -20,65 +21,77 @@ DROPPED = {
 
 
 class _Counts:
-    """An actor; each batch counts once, however often its task is tried."""
+    """An actor, one for all tallies of a driver, since each would be a process that imports Ray Data; each batch counts
+    once, however often its task is tried."""
 
     def __init__(self) -> None:
-        self.batches: dict[str, dict[str, int]] = {}
-        self.bad: dict[str, str] = {}  # what is said of each row that cannot be read, by its place
+        self.batches: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)  # by tally
+        self.bad: dict[str, dict[str, str]] = defaultdict(dict)  # what is said of each bad row, by tally and place
 
-    def add(self, batch: str, counts: dict[str, int]) -> None:
-        self.batches[batch] = counts
+    def add(self, tally: str, batch: str, counts: dict[str, int]) -> None:
+        self.batches[tally][batch] = counts
 
-    def add_bad(self, where: str, said: str) -> list[str]:
-        self.bad[where] = said
-        return list(self.bad.values())
+    def add_bad(self, tally: str, where: str, said: str) -> list[str]:
+        self.bad[tally][where] = said
+        return list(self.bad[tally].values())
 
-    def total(self) -> dict[str, int]:
-        bad = Counter({BAD: len(self.bad), READ: len(self.bad)})
-        return dict(sum(map(Counter, self.batches.values()), bad))
+    def total(self, tally: str) -> dict[str, int]:
+        bad = Counter({BAD: len(self.bad[tally]), READ: len(self.bad[tally])})
+        return dict(sum(map(Counter, self.batches[tally].values()), bad))
 
-    def all_bad(self) -> list[str]:
-        return list(self.bad.values())
+    def all_bad(self, tally: str) -> list[str]:
+        return list(self.bad[tally].values())
+
+
+@cache
+def _counts(session: str, job: str) -> Any:
+    """The actor of a driver, which is this process as long as it is connected to that session as that job."""
+    import ray
+
+    return ray.remote(num_cpus=0)(_Counts).options(name=f"row-counts-{uuid4().hex[:8]}").remote()
 
 
 class Tally:
     """Counts of one pass over a dataset, made by its tasks and read by the driver after it.
 
-    It lives as long as the driver holds it; a dataset that is computed twice is counted twice.
+    A dataset that is computed twice is counted twice.
     """
 
     def __init__(self) -> None:
         import ray
 
-        self._actor: Any = ray.remote(num_cpus=0)(_Counts).options(name=f"row-counts-{uuid4().hex[:8]}").remote()
+        here = ray.get_runtime_context()
+        self._actor = _counts(here.get_session_name(), here.get_job_id())
+        self._name = uuid4().hex
 
     def add(self, counts: dict[str, int], rows: list[Any]) -> None:
         """Called in a task, for a batch of `rows`; returns when it is counted."""
         import ray
 
         task = ray.get_runtime_context().get_task_id() or ""
-        ray.get(self._actor.add.remote(digest(task, repr(rows[:1]), repr(rows[-1:]), repr(counts)), counts))
+        batch = digest(task, repr(rows[:1]), repr(rows[-1:]), repr(counts))
+        ray.get(self._actor.add.remote(self._name, batch, counts))
 
     def add_bad(self, where: str, said: str) -> list[str]:
         """Called in a task, for a row that cannot be read; returns what is said of all of them so far.  The same place
         counts once, however often it is read."""
         import ray
 
-        found: list[str] = ray.get(self._actor.add_bad.remote(where, said))
+        found: list[str] = ray.get(self._actor.add_bad.remote(self._name, where, said))
         return found
 
     def bad(self) -> list[str]:
         """What is said of each row that cannot be read."""
         import ray
 
-        found: list[str] = ray.get(self._actor.all_bad.remote())
+        found: list[str] = ray.get(self._actor.all_bad.remote(self._name))
         return found
 
     def counts(self) -> dict[str, int]:
         """Rows by what became of them: READ is the sum of KEPT and of all of DROPPED; CUT is a part of KEPT."""
         import ray
 
-        found: dict[str, int] = ray.get(self._actor.total.remote())
+        found: dict[str, int] = ray.get(self._actor.total.remote(self._name))
         return {name: found.get(name, 0) for name in (READ, KEPT, CUT, *DROPPED)}
 
 
