@@ -60,8 +60,10 @@ def trained(
     forward_tokens: int = 0,
     num_adapter: int | None = None,
     has_logits: bool = True,
+    offload: bool = False,
 ) -> Memory:
-    """One rank of an engine, in float32 (`precision` bf16 computes in bfloat16 and holds float32).
+    """One rank of an engine, in float32 (`precision` bf16 computes in bfloat16 and holds float32); `offload` as in
+    `Engine`.
 
     Weights W, gradients and two Adam moments, divided over the ranks as ZeRO's stage divides them (Rajbhandari et al.
     2020: moments from 1, gradients from 2, weights at 3).  DeepSpeed 0.19 holds besides, at stage 0: two buffers of all
@@ -70,10 +72,10 @@ def trained(
     only those have any of it.  Activations are those of `train_tokens` tokens with gradients or of `forward_tokens`
     without.
     """
-    weights = float(_FLOAT32 * parameters(shapes))
-    trainable = weights if num_adapter is None else _FLOAT32 * num_adapter
+    num_trained = parameters(shapes) if num_adapter is None else num_adapter
+    weights, trainable = float(_FLOAT32 * parameters(shapes)), float(_FLOAT32 * num_trained)
     weights += 0 if num_adapter is None else trainable
-    stage = engine.zero_stage
+    stage = engine.stage(ranks, num_trained, offload)
     part = trainable / ranks if stage >= 1 else trainable
     moments = (2 if engine.optimizer == "adamw" else 0) * part
     gradients = part if stage >= 2 else trainable

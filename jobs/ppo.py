@@ -258,6 +258,7 @@ def plan_for(config: PPOConfig, shapes: Mapping[str, Shapes], num_adapter: dict[
                 update.forward_tokens,
                 num_adapter.get(role),
                 has_logits=role == "policy",
+                offload=config.layout.roles[role].offload,
             )
     return layout.plan(config.layout.only(config.roles), needs)
 

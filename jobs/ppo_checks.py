@@ -125,10 +125,10 @@ def check_batches(config: PPOConfig) -> None:
     updates = {"policy": config.policy} | ({"critic": config.critic} if config.algorithm.has_critic else {})
     for role, update in updates.items():
         stage = update.engine.zero_stage
-        if config.layout.roles[role].offload and stage not in (1, 2):
+        if config.layout.roles[role].offload and stage in (0, 3):
             raise ConfigError(
                 f"layout.roles.{role}.offload: DeepSpeed moves optimizer states at ZeRO 1 and 2, not at "
-                f"{role}.engine.zero_stage={stage}: set it to 1 or 2, or leave offload out"
+                f"{role}.engine.zero_stage={stage}: set it to 1, 2 or auto, or leave offload out"
             )
     mix, minibatches = config.policy.pretraining, config.loop.rollout_batch // config.policy.minibatch
     if mix is not None and mix.rows < minibatches:

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from rayrlhf.config import Section
 
+# Trained parameters up to which each rank holds all optimizer states: sharing them out saves memory, and costs that all
+# weights are gathered after each step
+_SMALL = 100_000_000
 Factor = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -47,9 +50,10 @@ class EngineConfig(Section):
         le=1,
         description="the cosine after warm-up ends at this share of lr; 1 keeps lr constant",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=1,
-        description="DeepSpeed ZeRO: 1 splits optimizer states over ranks, 2 gradients, 3 weights too",
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        default="auto",
+        description="DeepSpeed ZeRO, what the ranks split: 0 nothing, 1 optimizer states, 2 gradients, 3 weights too; "
+        "auto: 0 for one rank or up to 100 million trained parameters, which is faster, else 1",
     )
     precision: Literal["float32", "bf16", "auto"] = Field(
         default="float32",
@@ -58,6 +62,14 @@ class EngineConfig(Section):
     )
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm of a step; 0 does not clip")
     guard: GuardConfig = Field(default=GuardConfig(), description="steps that are skipped")
+
+    def stage(self, ranks: int, num_trained: int, offload: bool = False) -> int:
+        """The ZeRO stage of `ranks` ranks that train `num_trained` parameters; `offload`: DeepSpeed is to move the
+        optimizer's states, which it does from stage 1 on."""
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        is_small = ranks == 1 or num_trained <= _SMALL
+        return 0 if is_small and not offload else 1
 
     @model_validator(mode="after")
     def _sgd_has_no_moments(self) -> "EngineConfig":

@@ -75,17 +75,32 @@ class Engine:
         deepspeed = _import_deepspeed(self.device)
         self._autocast = partial(autocast, self.device, config.precision)
         root = _Root(model.to(self.device), self._autocast)
+        num_trained = sum(p.numel() for p in root.parameters() if p.requires_grad)
+        self.zero_stage = config.stage(self.world_size, num_trained, offload)
         self._engine, *_ = deepspeed.initialize(
-            model=root, optimizer=_optimizer(root, config), config=_deepspeed_config(config, self.world_size, root)
+            model=root, optimizer=_optimizer(root, config), config=self._deepspeed_config(num_trained)
         )
         self.module: Any = root.model
-        if config.zero_stage == 3:
+        if self.zero_stage == 3:
             for layer, parameter in adapters.borrowed_parameters(self.module):
                 deepspeed.zero.register_external_parameter(layer, parameter)
         self.module.train()
         self._offloads, self._is_here = offload, True
         if offload:
             self._move_states(here=False)
+
+    def _deepspeed_config(self, num_trained: int) -> dict[str, Any]:
+        return {
+            # the boundary of accumulation is set by hand, so these two only have to be consistent
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "train_batch_size": self.world_size,
+            "gradient_clipping": self.config.grad_clip,
+            # gradients are reduced in a buffer of this many elements, which is taken whole: 2 GB by default
+            "zero_optimization": {"stage": self.zero_stage, "reduce_bucket_size": min(num_trained, _REDUCE_BUCKET)},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
 
     @contextmanager
     def states_here(self) -> Iterator[None]:
@@ -135,8 +150,8 @@ class Engine:
             loss = self._engine(microbatch, loss_fn, stats)
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
             _add(totals, stats | {_LOSS: loss})
-        is_whole = self.config.zero_stage == 0  # on every rank, so that one counts
-        own = 0.0 if is_whole and self.rank else gradients.norm(self._engine, self.config.zero_stage)
+        is_whole = self.zero_stage == 0  # on every rank, so that one counts
+        own = 0.0 if is_whole and self.rank else gradients.norm(self._engine, self.zero_stage)
         totals[_NORM] = own**2
         reduced = distributed.sum_over_ranks(totals, self.device)
         norm = self._apply_or_skip(reduced.pop(_LOSS), math.sqrt(reduced.pop(_NORM)), name)
@@ -170,10 +185,10 @@ class Engine:
         Returns the gradient norm, to the bit the one that clipping divided by where there was an update."""
         self.problem = self.guard.problem(loss, norm)
         if self.problem:
-            gradients.drop(self._engine, self.config.zero_stage)
+            gradients.drop(self._engine, self.zero_stage)
         else:
             self._engine.step()
-            if self.config.zero_stage > 0:
+            if self.zero_stage > 0:
                 norm = float(self._engine.get_global_grad_norm())
             if not self._engine.was_step_applied():  # finite, but DeepSpeed's square of it in float32 was not
                 self.problem = f"the gradient norm is {norm}"
@@ -256,7 +271,7 @@ class Engine:
         return buckets
 
     def _gathered(self, parameters: list[nn.Parameter]) -> Any:
-        if self.config.zero_stage < 3:
+        if self.zero_stage < 3:
             return nullcontext()
         import deepspeed
 
@@ -312,18 +327,3 @@ def _optimizer(root: nn.Module, config: EngineConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-
-
-def _deepspeed_config(config: EngineConfig, world_size: int, root: nn.Module) -> dict[str, Any]:
-    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in root.parameters() if p.requires_grad)
-    return {
-        # the boundary of accumulation is set by hand, so these two only have to be consistent
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": world_size,
-        "gradient_clipping": config.grad_clip,
-        # gradients are reduced in a buffer of this many elements, which is taken whole: 2 GB by default
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": min(num_trained, _REDUCE_BUCKET)},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-    }

@@ -27,7 +27,7 @@ def save(engine: Engine, directory: str, extra: dict[str, Any]) -> None:
 
     `extra` is rank 0's, JSON and tensors.  At ZeRO 0 rank 0 writes all, else every rank its own pieces.
     """
-    stage, deepspeed_engine = engine.config.zero_stage, engine._engine
+    stage, deepspeed_engine = engine.zero_stage, engine._engine
     os.makedirs(directory, exist_ok=True)
     if engine.rank == 0:  # of a former try
         for path in glob.glob(os.path.join(glob.escape(directory), "*.safetensors")):
@@ -60,13 +60,13 @@ def _manifest(
 ) -> dict[str, Any]:
     parameters = {}
     for shard in mine:
-        state = shards.states(engine._engine, engine.config.zero_stage, shard.owner)
+        state = shards.states(engine._engine, engine.zero_stage, shard.owner)
         parameters[shard.name] = {"shape": list(shard.shape), "states": sorted(shards.averages(state))}
         if "step" in state:
             parameters[shard.name]["step"] = float(state["step"])
     return {
         "world_size": engine.world_size,
-        "zero_stage": engine.config.zero_stage,
+        "zero_stage": engine.zero_stage,
         "num_writers": num_writers,
         "optimizer": engine.config.optimizer,
         "seed": torch.initial_seed(),
@@ -86,7 +86,7 @@ def load(engine: Engine, directory: str) -> dict[str, Any]:
     """
     manifest = state_files.read_manifest(directory)
     pieces = state_files.Pieces(directory, manifest["num_writers"])
-    stage, deepspeed_engine = engine.config.zero_stage, engine._engine
+    stage, deepspeed_engine = engine.zero_stage, engine._engine
     shards.prepare_weights(deepspeed_engine, stage)
     with engine.states_here(), torch.no_grad():
         mine = shards.shards(deepspeed_engine, stage, engine.module)
@@ -114,7 +114,7 @@ def _load_owner(
     pieces: state_files.Pieces,
 ) -> None:
     saved = {shard.name: parameters[shard.name] for shard in some}
-    state = shards.states(engine._engine, engine.config.zero_stage, owner)
+    state = shards.states(engine._engine, engine.zero_stage, owner)
     kinds = {kind for entry in saved.values() for kind in entry["states"]}
     if not kinds:
         state.clear()  # before the first step there is none
@@ -153,7 +153,7 @@ def _check(directory: str, manifest: dict[str, Any], optimizer: str, mine: list[
 
 def _tell(engine: Engine, directory: str, manifest: dict[str, Any]) -> None:
     before = manifest["world_size"], manifest["zero_stage"]
-    now = engine.world_size, engine.config.zero_stage
+    now = engine.world_size, engine.zero_stage
     if engine.rank == 0 and before != now:
         sys.stdout.write(
             f"{directory} was saved by {before[0]} rank(s) at ZeRO {before[1]} and goes on with {now[0]} at ZeRO "

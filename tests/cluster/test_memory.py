@@ -46,6 +46,18 @@ def test_zero_stages_divide_what_they_shard():
     assert memory.trained(ONE, engine(0, optimizer="sgd"), 4, 0).optimizer == pytest.approx(12), "SGD has no moments"
 
 
+def test_auto_splits_the_states_of_large_models_over_ranks():
+    def same_as(stage, *arguments, **more):
+        return memory.trained(*arguments, engine("auto"), **more) == memory.trained(*arguments, engine(stage), **more)
+
+    assert same_as(1, ONE, ranks=2, train_tokens=0) and same_as(0, ONE, ranks=1, train_tokens=0)
+    assert same_as(0, SMALL, ranks=2, train_tokens=0)
+    assert same_as(1, SMALL, ranks=1, train_tokens=0, offload=True), "DeepSpeed moves states from stage 1 on"
+    assert same_as(0, ONE, ranks=2, train_tokens=0, num_adapter=1000)
+    assert EngineConfig().stage(2, 100_000_000) == 0 and EngineConfig().stage(2, 100_000_001) == 1
+    assert engine(3).stage(1, 10, offload=True) == 3
+
+
 def test_a_small_models_buffer_is_no_larger_than_the_model():
     weights = 4 * (2 * 24 * 8 + 800) / GIB
     assert memory.trained(SMALL, engine(2), 1, 0).optimizer == pytest.approx(weights * (1 + 2 + 1 + 3))
