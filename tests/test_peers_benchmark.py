@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.peers import limits
-from benchmarks.peers.__main__ import ROWS, table
+from benchmarks.peers.__main__ import ROWS, more_of, table
 from benchmarks.peers.generation import padded
 from benchmarks.peers.our_side import command, phases, steps_of
 from benchmarks.peers.rewards import trl_vowels
@@ -71,9 +71,13 @@ def test_rows_are_padded_where_a_side_expects_it():
 
 def test_the_rows_are_jobs_of_ours(tmp_path):
     for row in (row for row in ROWS if row.kind != "sampling"):
-        line = command(row.kind, tmp_path, tmp_path, row.steps, "float32", list(row.ours))
+        line = command(row.kind, tmp_path, tmp_path, row.steps, "float32", list(more_of(row, "our")))
         assert line[2] == f"jobs.{'ppo' if row.kind in ('grpo', 'ppo') else row.kind}"
         assert set(row.ours) <= set(line)
+        if row.lora:
+            key = "policy.peft" if row.kind == "grpo" else "peft"
+            assert line[-1] == f"{key}={{rank: {row.lora}, alpha: {2 * row.lora}}}"
+            assert more_of(row, "trl") == (str(row.lora),)
     assert trl_vowels(["aeb", ""]) == [2 / 3, 0.0]
 
 

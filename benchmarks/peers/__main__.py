@@ -23,13 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import limits, our_side, task
+from benchmarks.peers import limits, our_side, smollm2, task
 from benchmarks.peers.steps import Steps
 from rayrlhf.checkpoint import find_stage
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 3
 SPEAKER = "speaker"  # a model that has learnt where texts end
+SMOLLM2, RANK = "smollm2", 8
 PPO_TRL = "trl==1.10.0"  # the last with PPO; no dependency of it differs
 
 
@@ -44,6 +45,8 @@ class Row:
     is_rate: bool  # tokens a second; else seconds a step
     ours: tuple[str, ...] = ()  # keys of the job
     theirs: tuple[str, ...] = ()
+    lora: int = 0  # rank of an adapter in the place of the model's own weights, on both sides
+    folder: str = "task"  # rows and model
 
 
 ROWS = (
@@ -75,6 +78,8 @@ ROWS = (
         ("max_staleness=1",),
     ),
     Row("PPO", "ppo", 8, 8.0, False),
+    Row("SFT of SmolLM2-135M, LoRA", "sft", 8, 1.5, True, lora=RANK, folder=SMOLLM2),
+    Row("GRPO of SmolLM2-135M, LoRA", "grpo", 6, 1.5, False, lora=RANK, folder=SMOLLM2),
     Row("sampling, 64 tokens each", "sampling", 8, 1.0, True),
     Row("sampling, texts that end by themselves", "sampling", 8, 1.0, True, (SPEAKER,), (SPEAKER,)),
 )
@@ -83,8 +88,8 @@ ROWS = (
 def run(row: Row, side: str, number: int, folder: Path) -> Steps:
     """One run of a side, its first steps left out."""
     out = folder / f"{row.name.replace(' ', '_').replace(',', '')}-{side}-{number}.json"
-    more = row.ours if side == "our" else row.theirs
-    python, made, log = [sys.executable, "-m"], folder / "task", out.with_suffix(".log")
+    more = more_of(row, side)
+    python, made, log = [sys.executable, "-m"], folder / row.folder, out.with_suffix(".log")
     if row.kind == "sampling":
         model = _speaker(folder) if SPEAKER in more else made / "model"
         command = [*python, "benchmarks.peers.generation", side, str(model), str(made / "prompts.jsonl"), str(out)]
@@ -100,6 +105,14 @@ def run(row: Row, side: str, number: int, folder: Path) -> Steps:
     if code:
         raise SystemExit(f"{row.name}, {side} side, ended with {code}:\n{log.read_text()[-3000:]}")
     return Steps.read(out).after(WARM_UP)
+
+
+def more_of(row: Row, side: str) -> tuple[str, ...]:
+    """What a side's command line ends with: keys of our job, or the rank of TRL's adapter."""
+    if side == "trl":
+        return (*row.theirs, str(row.lora)) if row.lora else row.theirs
+    key = "policy.peft" if row.kind in our_side.LEARN else "peft"
+    return (*row.ours, f"{key}={{rank: {row.lora}, alpha: {2 * row.lora}}}") if row.lora else row.ours
 
 
 def _speaker(folder: Path) -> Path:
@@ -129,7 +142,7 @@ def compared(rows: list[Row], folder: Path, rounds: int, rate: float) -> list[di
         for row in rows:
             ours[row.name].append(_told(row, "our", run(row, "our", number, folder)))
         theirs.append(_told(rows[0], "trl", run(rows[0], "trl", number, folder)))
-    return [_result(row, ours[row.name], theirs, folder / "task" / "model", rate) for row in rows]
+    return [_result(row, ours[row.name], theirs, folder / row.folder / "model", rate) for row in rows]
 
 
 def _told(row: Row, side: str, steps: Steps) -> Steps:
@@ -146,9 +159,9 @@ def _result(row: Row, our_runs: list[Steps], their_runs: list[Steps], model: Pat
         for side, runs in (("our", our_runs), ("trl", their_runs))
     }
     if row.is_rate:
-        limit = limits.tokens_per_s(row.kind, model, rate, is_adapter=False)
+        limit = limits.tokens_per_s(row.kind, model, rate, is_adapter=row.lora > 0)
     else:
-        limit = limits.step_seconds(row.kind, model, rate, tokens["our"], is_adapter=False)
+        limit = limits.step_seconds(row.kind, model, rate, tokens["our"], is_adapter=row.lora > 0)
     return {
         "row": asdict(row),
         "unit": "tokens/s" if row.is_rate else "s a step",
@@ -184,17 +197,21 @@ def _spread(numbers: list[float], digits: str) -> str:
 
 
 def main() -> None:
+    names = dict.fromkeys((*(row.kind for row in ROWS), SMOLLM2))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join(row.kind for row in ROWS)}; all if none is named")
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join(names)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="data, models, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    unknown = set(arguments.rows) - {row.kind for row in ROWS}
+    unknown = set(arguments.rows) - set(names)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     folder = arguments.folder.absolute()
     task.make(folder / "task")
+    rows = [row for row in ROWS if not arguments.rows or {row.kind, row.folder} & set(arguments.rows)]
+    if any(row.folder == SMOLLM2 for row in rows):
+        smollm2.make(folder / SMOLLM2, folder / "task")
     rate = limits.matrix_rate()
     load = os.getloadavg()[0]
     print(
@@ -205,10 +222,9 @@ def main() -> None:
     path = arguments.out / f"peers-{date}.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     found = {one["row"]["name"]: one for one in before}  # of the same day, by row
-    rows = [row for row in ROWS if not arguments.rows or row.kind in arguments.rows]
     command = " ".join(["python -m benchmarks.peers", *arguments.rows, f"--rounds {arguments.rounds}"])
     about = {"command": command, "matrix_gflops_float32": rate / 1e9, "load_before": load}
-    for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs)):
+    for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs, row.folder)):
         for one in compared(list(same), folder, arguments.rounds, rate):
             found[one["row"]["name"]] = one | about
         path.write_text(json.dumps(_results(date, list(found.values())), indent=1) + "\n")

@@ -37,7 +37,7 @@ def command(row: str, task: Path, root: Path, steps: int, dtype: str, more: list
             "prompts.max_tokens=32",
             f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
             "rollout.kv_cache_gib=0.5",
-            *(f"{role}.engine.{key}" for role in _LEARN[row] for key in engine),
+            *(f"{role}.engine.{key}" for role in LEARN[row] for key in engine),
             f"loop.steps={steps}",
             "loop.rollout_batch=64",
             f"loop.evaluate_every={steps}",
@@ -76,7 +76,7 @@ _ALGORITHMS = {
     ],
 }
 
-_LEARN = {"grpo": ("policy",), "ppo": ("policy", "critic")}
+LEARN = {"grpo": ("policy",), "ppo": ("policy", "critic")}
 
 
 def steps_of(metrics: Path, stage: str) -> Steps:
@@ -118,11 +118,11 @@ def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str])
     shutil.rmtree(root, ignore_errors=True)
     began = time.time()
     subprocess.run(command(row, Path(task), root, steps, dtype, more), check=True)
-    stage = "ppo" if row in _LEARN else row
+    stage = "ppo" if row in LEARN else row
     metrics = root / row / "metrics.jsonl"
     found = steps_of(metrics, stage)
     first = min(json.loads(line)["time_s"] for line in metrics.read_text().splitlines() if '"step": 1,' in line)
-    found.more = {"until_first_step_s": first - began} | (phases(metrics, 3) if row in _LEARN else {})
+    found.more = {"until_first_step_s": first - began} | (phases(metrics, 3) if row in LEARN else {})
     if row == "dpo":
         each = MINIBATCH * reference_cost.seconds_a_row(Path(task), WORKERS, MICROBATCH_TOKENS)
         print(f"the reference costs {each:.3f} s a step")

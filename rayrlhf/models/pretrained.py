@@ -7,11 +7,12 @@ from typing import Any
 from rayrlhf.errors import ModelError
 
 
-def tokenizer_of(folder: str) -> Any:
-    """The folder's tokenizer, as AutoTokenizer finds it.  Raises ModelError as `model_of`."""
+def tokenizer_of(folder: str, **options: Any) -> Any:
+    """The folder's tokenizer, as `AutoTokenizer.from_pretrained(folder, **options)`.  Raises ModelError as
+    `model_of`."""
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer, folder)
+    return _loaded(AutoTokenizer, folder, **options)
 
 
 def model_of(auto_class: Any, folder: str, **options: Any) -> Any:
