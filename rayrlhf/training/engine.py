@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -306,13 +307,28 @@ def _import_deepspeed(device: torch.device) -> Any:
     # it warns of every optimizer that is not its own, and on every call of a collective that torch renamed
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    import deepspeed
+    with _hidden("mlflow"):  # its autotuner, which nobody asks for here, would import it: 3 s a process
+        import deepspeed
 
     if not deepspeed.comm.is_initialized():
         # its shared-memory collective serves inference only, and would be compiled here (20 s)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Inside, whoever tries to import that module finds it not installed, unless it is there already."""
+    modules: dict[str, Any] = sys.modules
+    if module in modules:
+        yield
+        return
+    modules[module] = None
+    try:
+        yield
+    finally:
+        del modules[module]
 
 
 def _optimizer(root: nn.Module, config: EngineConfig) -> torch.optim.Optimizer:

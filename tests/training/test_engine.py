@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayrlhf.training import engine as engine_module
 from rayrlhf.training.config import EngineConfig, GuardConfig
 from rayrlhf.training.microbatches import microbatches, pad
 from tests.training.ranks import run_ranks
@@ -318,3 +321,13 @@ def test_a_saved_model_loads_with_plain_transformers(
         before = AutoModelForCausalLM.from_pretrained(tiny_model(kind))
         assert not torch.allclose(before(input_ids=torch.arange(10)[None]).logits, logits, atol=1e-2)
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+
+
+def test_a_hidden_module_is_not_installed_until_it_is_shown_again():
+    sys.modules.pop("colorsys", None)
+    with engine_module._hidden("colorsys"), pytest.raises(ImportError):
+        importlib.import_module("colorsys")
+    shown = importlib.import_module("colorsys")
+    with engine_module._hidden("colorsys"):  # one that is there stays
+        assert importlib.import_module("colorsys") is shown
+    assert sys.modules["colorsys"] is shown
