@@ -14,7 +14,7 @@ from torch import Tensor
 from actors import calls
 from actors.config import RolloutConfig, SamplingConfig
 from actors.group import Placement, ReplicaGroup
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError, StateLost
 from rayrlhf.restarts import Restarts
 from rayrlhf.role_logs import LoggedRole
@@ -46,10 +46,10 @@ class RolloutReplica(LoggedRole):
         finally:
             self._engine.sleep()
 
-    def generate(self, prompts: Prompts, seed: int) -> Rollouts:
-        """One response a row of `prompts`."""
+    def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+        """One response a row of `prompts`, or that part of it."""
         with self._awake() as engine:
-            return engine.generate(prompts, self._sampling, seed)
+            return engine.generate(prompts, self._sampling, seed, part)
 
     def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
         """Replaces the weights by those in `buckets` (refs of name -> TensorBytes), read one by one.
@@ -110,16 +110,17 @@ class RolloutGroup(ReplicaGroup):
         if self.reload is not None:
             await self.reload(index)
 
-    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
-        """Contiguous parts of the rows go to the replicas; the answer is in row order."""
+    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+        """Each replica gets contiguous rows; the answer is in row order."""
         count = max(1, min(len(self.handles), len(prompts)))
-        parts = torch.arange(len(prompts)).tensor_split(count)
-        answers = await calls.gather([self._part(i, prompts.rows(part), seed) for i, part in enumerate(parts)])
-        return Rollouts.concat(answers)
+        shares = torch.arange(len(prompts)).tensor_split(count)
+        parts = [None if part is None else part.rows(rows) for rows in shares]
+        asked = [self._of(i, prompts.rows(rows), seed, parts[i]) for i, rows in enumerate(shares)]
+        return Rollouts.concat(await calls.gather(asked))
 
-    async def _part(self, index: int, prompts: Prompts, seed: int) -> Rollouts:
+    async def _of(self, index: int, prompts: Prompts, seed: int, part: Part | None) -> Rollouts:
         async def sample() -> Rollouts:
-            rollouts: Rollouts = await self.call(index, "generate", prompts, seed)
+            rollouts: Rollouts = await self.call(index, "generate", prompts, seed, part)
             sampled_by = set(rollouts.policy_version.tolist())
             if sampled_by != {self.version}:
                 raise RoleError(

@@ -87,6 +87,12 @@ class PPOConfig(Section):
         description="RL steps that the weights which sample may be behind those that learn; 0: sampling and learning "
         "take turns; above 0 they overlap, and policy.importance_cap is 2 where it is not set",
     )
+    partial_rollout_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of a response that one version of the weights samples at most; a longer one goes on beside "
+        "the next batch, by newer weights; null: one version samples it to its end",
+    )
     layout: LayoutConfig = Field(
         default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
     )
@@ -131,6 +137,8 @@ class PPOConfig(Section):
             yield "algorithm.kl.kind k2 or k3", "the KL is in the reward"
         if not self.max_staleness:
             yield "max_staleness", "max_staleness is 0"
+        if self.partial_rollout_tokens is None:
+            yield "partial_rollout_tokens", "partial_rollout_tokens is null"
         if self.reward_failures.score is None:
             yield "reward_failures.score", "reward_failures.score is null"
         for key, value in (
@@ -156,6 +164,25 @@ class PPOConfig(Section):
             raise ValueError(
                 f"policy.recompute_logprobs_every={self.policy.recompute_logprobs_every} takes the sampler's log-probs "
                 f"for the policy's, which with max_staleness={self.max_staleness} are of other weights: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_there_in_time(self) -> PPOConfig:
+        tokens, longest = self.partial_rollout_tokens, self.sampling.max_new_tokens
+        if tokens is None:
+            return self
+        given = f"partial_rollout_tokens={tokens}"
+        if tokens >= longest:
+            raise ValueError(
+                f"{given} cuts no response: sampling.max_new_tokens is {longest}. Set less, or leave it out"
+            )
+        later = -(-longest // tokens) - 1
+        if self.max_staleness < later:
+            raise ValueError(
+                f"{given} makes up to {later + 1} parts of a response of sampling.max_new_tokens={longest}, the last "
+                f"one {later} steps after the first; max_staleness is {self.max_staleness}: set at least {later} "
+                f"({later + 1} for sampling beside learning), or longer parts"
             )
         return self
 
@@ -366,7 +393,10 @@ def _sampler(config: PPOConfig, roles: Roles, prompts: Stream[Prompts]) -> Sampl
     from rayrlhf.sampling import Ahead, OnPolicy
 
     around = roles.rollout, roles.publisher, prompts, config.run.seed
-    return Ahead(*around, config.max_staleness, config.loop.steps) if config.max_staleness else OnPolicy(*around)
+    if not config.max_staleness:
+        return OnPolicy(*around)
+    lengths = config.sampling.max_new_tokens, config.partial_rollout_tokens
+    return Ahead(*around, config.max_staleness, config.loop.steps, *lengths)
 
 
 def _known_to_the_watchdog(function: Callable[..., T], what: str) -> Callable[..., T]:

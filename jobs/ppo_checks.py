@@ -17,7 +17,7 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
     """`models`: where each role's is.  Raises UserError."""
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
-    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer
+    from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer, stop_strings
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.score_function import load_function
     from rayrlhf.training.job import check_data, check_enough
@@ -39,6 +39,13 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
         check_writes(folders["reference"], f"reference_model={config.reference_model}")
     if config.reward_model:
         check_scores(folders["reward"], f"reward_model={config.reward_model}")
+    stops = [*config.sampling.stop_strings, *stop_strings(folders["policy"])]
+    if config.partial_rollout_tokens and stops:
+        raise ConfigError(
+            f"partial_rollout_tokens={config.partial_rollout_tokens}, and the text {stops[0]!r} ends a response "
+            "(sampling.stop_strings, or the model's generation_config.json): one that begins in a part and ends in the "
+            "next would not be seen. Leave one of them out"
+        )
     if config.rollout.max_model_len:
         contexts.append(config.rollout.max_model_len)
     check_lengths(config.prompts.max_tokens, config.sampling.max_new_tokens, min(contexts), "prompts.max_tokens")

@@ -105,12 +105,27 @@ class Prompts(_Batch):
 
 
 @dataclass(frozen=True)
+class Part(_Batch):
+    """The part of each response that one call samples: `begun` tokens of it are there, as the last ones of the row's
+    prompt, and at most `limit` follow."""
+
+    begun: Tensor
+    limit: Tensor
+    SHAPES = {"begun": ("i64", "B"), "limit": ("i64", "B")}
+
+    @classmethod
+    def of_all(cls, rows: int, limit: int) -> Part:
+        """The first part of every row's response."""
+        return cls(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), limit))
+
+
+@dataclass(frozen=True)
 class Rollouts(_Batch):
     """Sampled sequences.
 
     `sampled_logprobs` are log_softmax(logits / temperature) as the sampling engine returned them
     while generating; `finished` is False where the length limit cut the response;
-    `policy_version` is the version of the weights that sampled the row.
+    `policy_version` is the version of the weights that sampled the row (of partial rollouts, its first part).
     """
 
     tokens: Tensor

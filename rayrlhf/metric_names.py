@@ -167,6 +167,13 @@ SYNC = (
     _M("sync/logprob_gap_max", "nats", "max", "the largest such gap"),
     _M("sync/logprob_drift", "nats", "mean", "the same of weights as old as sync/staleness", when="max_staleness"),
     _M("sync/logprob_drift_max", "nats", "max", "the largest such difference", when="max_staleness"),
+    _M(
+        "sync/partial_share",
+        "share",
+        "mean",
+        "responses sampled in more than one part, the later ones by newer weights",
+        when="partial_rollout_tokens",
+    ),
     _M("sync/staleness", "steps", "mean", "RL steps between the weights that sampled and those that learn"),
     _M("sync/publish_s", "s", "last", "time to bring the weights to the rollout engines"),
     _M("sync/bytes", "bytes", "last", "size of the published weights"),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
+from rayrlhf.batches import CriticBatch, Part, PolicyBatch, Prompts, Rollouts, Scores, Values
 
 Metrics = dict[str, float]
 
@@ -73,8 +73,11 @@ class Reward(Protocol):
 class Rollout(Protocol):
     """The engines that sample responses."""
 
-    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
-        """One response a row of `prompts`; `seed` and `prompt_index` fix each row's sampling."""
+    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+        """One response a row of `prompts`; `seed` and `prompt_index` fix each row's sampling.
+
+        Of each only that part, where one is given: the answer's mask, log-probs and version are of its tokens alone.
+        """
 
 
 class Publisher(Protocol):

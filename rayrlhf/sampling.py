@@ -13,6 +13,9 @@ engines, in this order, and a publish only leaves a copy of the weights for it: 
     publish(j) --copy j--> [ load the version of batch k | generate batch k | ... ] --at most S + 1 batches--> next(j)
                                                   ^
     settle() --- after all batches of older versions: load the newest, and stand still until the next `next`
+
+With partial rollouts (rayrlhf/partial_rollouts.py) the turn of batch j samples at most `part_tokens` tokens of each
+response, and goes on with those of earlier batches that were cut; after the last batch such turns alone follow.
 """
 
 from __future__ import annotations
@@ -25,8 +28,17 @@ from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.checkpoint import writing
+from rayrlhf.partial_rollouts import (
+    cut_rows,
+    first_parts,
+    joined,
+    next_part_at,
+    next_parts,
+    num_parts,
+    partial_share,
+)
 from rayrlhf.roles import Metrics, Publisher, Rollout
 from rayrlhf.stream import Stream, read
 
@@ -124,21 +136,30 @@ class Ahead:
         seed: int,
         max_staleness: int,
         last_step: int,
+        max_new_tokens: int,
+        part_tokens: int | None = None,
     ) -> None:
-        """`seed`: the run's.  Nothing is sampled for a step after `last_step`.  ValueError for a max_staleness below
-        1."""
+        """`seed`: the run's.  Nothing is sampled for a step after `last_step`.  `max_new_tokens`: of a response;
+        `part_tokens`: of it by one version of the weights, None: all.
+
+        ValueError for a max_staleness below 1, or below the number of parts that may follow the first one.
+        """
         if max_staleness < 1:
             raise ValueError(f"max_staleness is {max_staleness}; sampling ahead needs 1 or more")
+        self._longest, self._part = max_new_tokens, part_tokens or max_new_tokens
+        later = num_parts(self._longest, self._part) - 1
+        if max_staleness < later:
+            raise ValueError(f"max_staleness is {max_staleness}, but {later} parts may follow a response's first one")
         self._rollout, self._publisher, self._prompts, self._seed = rollout, publisher, prompts, seed
         self.max_staleness, self._last = max_staleness, last_step
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set, and replaced, when anything below changes
         self._used = prompts.used
-        self._ready: dict[int, Rollouts] = {}  # by step
+        self._batches: dict[int, Rollouts] = {}  # by step; those with cut rows are not ready
         self._copies: dict[int, Any] = {}  # exported weights newer than those of the engines, by version
         self._begun = self._newest = 0  # versions: that of `begin`, the last one published
         self._loaded: int | None = None  # the engines' version
-        self._next = 1  # the step that is sampled for next
+        self._next = 1  # the step whose turn is next
         self._is_held = self._is_still = False  # `settle` was asked for; the task has nothing to do
 
     @property
@@ -149,10 +170,10 @@ class Ahead:
         await self.stop()
         self._prompts.seek(used)
         self._used, self._begun, self._loaded, self._is_held, self._copies = used, step, None, False, {}
-        self._ready = read_sampled(directory, step + 1) if directory else {}
-        for _ in self._ready:  # so that whoever remembers the rows of prompts knows these
+        self._batches = read_sampled(directory, step + 1) if directory else {}
+        for _ in self._batches:  # so that whoever remembers the rows of prompts knows these
             await read(self._prompts)
-        self._next = step + 1 + len(self._ready)
+        self._next = next_part_at(self._batches, self._longest, self._part) or step + 1 + len(self._batches)
         await self.publish(step)
         self._task = asyncio.create_task(self._sample())
         self._task.add_done_callback(lambda _: self._tell())
@@ -161,10 +182,13 @@ class Ahead:
         began = time.perf_counter()
         self._is_held = False
         self._tell()
-        while step not in self._ready:
+        while step not in self._batches or self._is_cut(step):
             await self._change()
         self._used += 1
-        return Sampled(self._ready.pop(step), {"time/sample_wait_s": time.perf_counter() - began})
+        rollouts, metrics = self._batches.pop(step), {"time/sample_wait_s": time.perf_counter() - began}
+        if self._part < self._longest:
+            metrics["sync/partial_share"] = partial_share(rollouts, self._part)
+        return Sampled(rollouts, metrics)
 
     async def publish(self, step: int) -> Metrics:
         self._copies[step], metrics = await self._publisher.export(step)
@@ -180,7 +204,7 @@ class Ahead:
 
     async def save(self, directory: str) -> None:
         await self.settle()
-        for step, rollouts in self._ready.items():
+        for step, rollouts in self._batches.items():
             path = _file(directory, step)
             with writing(path):
                 save_file({name: getattr(rollouts, name).contiguous() for name in rollouts.SHAPES}, path)
@@ -193,7 +217,7 @@ class Ahead:
 
     async def close(self) -> None:
         await self.stop()
-        self._copies, self._ready = {}, {}
+        self._copies, self._batches = {}, {}
         self._prompts.close()
 
     def _version(self, step: int) -> int:
@@ -202,15 +226,18 @@ class Ahead:
 
     def _is_due(self, step: int) -> bool:
         version = self._version(step)
-        return step <= self._last and (version < self._newest or (version == self._newest and not self._is_held))
+        is_left = step <= self._last or any(self._is_cut(earlier) for earlier in self._batches)
+        return is_left and (version < self._newest or (version == self._newest and not self._is_held))
+
+    def _is_cut(self, step: int) -> bool:
+        return len(cut_rows(self._batches[step], self._longest)) > 0
 
     async def _sample(self) -> None:
         """The one that touches the engines."""
         while True:
             if self._is_due(self._next):
                 await self._load(self._version(self._next))
-                prompts = await read(self._prompts)
-                self._ready[self._next] = await self._rollout.generate(prompts, self._seed)
+                await self._turn()
                 self._next += 1
                 self._tell()
             elif self._is_held and self._loaded != self._newest:
@@ -220,6 +247,24 @@ class Ahead:
                 changed = self._tell()
                 await changed.wait()
                 self._is_still = False
+
+    async def _turn(self) -> None:
+        """Sample for the next step, if there is one, and go on with what was cut."""
+        cut = {step: cut_rows(batch, self._longest) for step, batch in self._batches.items()}
+        cut = {step: rows for step, rows in cut.items() if len(rows)}
+        asked = [next_parts(self._batches[step], rows, self._part, self._longest) for step, rows in cut.items()]
+        if self._next <= self._last:
+            asked.append(first_parts(await read(self._prompts), self._part))
+        prompts = Prompts.concat([some for some, _ in asked])
+        part = Part.concat([some for _, some in asked])
+        found = await self._rollout.generate(prompts, self._seed, part)
+        begins = 0
+        for step, rows in cut.items():
+            more = found.rows(slice(begins, begins + len(rows)))
+            self._batches[step] = joined(self._batches[step], rows, more)
+            begins += len(rows)
+        if self._next <= self._last:
+            self._batches[self._next] = found.rows(slice(begins, None))
 
     async def _load(self, version: int) -> None:
         if version != self._loaded:

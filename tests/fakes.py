@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
+from rayrlhf.batches import CriticBatch, Part, PolicyBatch, Prompts, Rollouts, Scores, Values
 from rayrlhf.errors import DivergenceError, StateLost
 
 
@@ -40,27 +40,33 @@ class FakeRoles:
     restarts: int = 0
     untrained: float = -1.0
 
-    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
         self.calls.append("generate")
         assert self.published is not None, "the engine was asked before any weights were published"
+        part = Part.of_all(len(prompts), 3) if part is None else part
         rows, width = prompts.tokens.shape
-        tokens = torch.nn.functional.pad(prompts.tokens, (0, 3))
-        mask = torch.zeros(rows, width + 3, dtype=torch.bool)
-        for row in range(rows):
-            start = int(prompts.lengths[row])
-            tokens[row, start : start + 3] = 5
-            mask[row, start : start + 3] = True
-        finished = torch.tensor([row not in self.unfinished for row in range(rows)])
+        left = torch.tensor([self.length_of(index) for index in prompts.prompt_index.tolist()]) - part.begun
+        new = torch.minimum(left, part.limit)
+        tokens = torch.nn.functional.pad(prompts.tokens, (0, int(new.max())))
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, (start, count) in enumerate(zip(prompts.lengths.tolist(), new.tolist(), strict=True)):
+            tokens[row, start : start + count] = 5
+            mask[row, start : start + count] = True
+        finished = torch.tensor([row not in self.unfinished for row in range(rows)]) & (left <= part.limit)
         sampled = torch.where(mask, torch.tensor(self.published), 0.0)
         return Rollouts(
             tokens,
-            prompts.lengths + 3,
+            prompts.lengths + new,
             mask,
             sampled,
             finished,
             prompts.prompt_index,
             torch.full((rows,), self.version),
         )
+
+    def length_of(self, index: int) -> int:
+        """Tokens of the response to that prompt."""
+        return 3
 
     async def values(self, rollouts: Rollouts) -> Values:
         self.calls.append("critic.values")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from rayrlhf.batches import Prompts, Rollouts, Scores
+from rayrlhf.batches import Part, Prompts, Rollouts, Scores
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError, DivergenceError, HealthError
@@ -33,8 +33,8 @@ class Faulty(FakeRoles):
     def has(self, fault: str) -> bool:
         return fault == self.fault and SINCE <= self.version + 1 <= self.until
 
-    async def generate(self, prompts: Prompts, seed: int) -> Rollouts:
-        found = await super().generate(prompts, seed)
+    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+        found = await super().generate(prompts, seed, part)
         rows, width, length = len(found), prompts.tokens.shape[1], 1 if self.has("length") else 10
         tokens = torch.nn.functional.pad(prompts.tokens, (0, length))
         mask = torch.zeros(rows, width + length, dtype=torch.bool)

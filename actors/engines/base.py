@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig, check_lengths
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import DataError, ModelError, RoleError
 from rayrlhf.models.digest import tensor_digest
 
@@ -22,8 +22,9 @@ class Engine(Protocol):
 
     version: int  # of the weights it holds; those of its model folder are version 0
 
-    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int) -> Rollouts:
-        """One response a row, each row's sampling fixed by `seed` and its prompt_index."""
+    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
+        """One response a row, or that part of it; each row's sampling is fixed by `seed`, its prompt_index and what
+        of its response is there already."""
 
     def load_weights(self, version: int, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:
         """Replaces all weights (Hugging Face names -> whole tensors, tied ones once).
@@ -50,9 +51,13 @@ def build(folder: str, config: RolloutConfig, sleeps: bool = False) -> Engine:
     return TransformersEngine(folder, config)
 
 
-def row_seed(seed: int, prompt_index: int) -> int:
-    """63 bits that depend on both numbers and on nothing else, such as the replica that samples."""
-    digest = hashlib.blake2b(f"{seed}:{prompt_index}".encode(), digest_size=8).digest()
+def row_seed(seed: int, prompt_index: int, begun: int = 0) -> int:
+    """63 bits that depend on these numbers and on nothing else, such as the replica that samples.
+
+    `begun`: tokens of the response that were sampled before.
+    """
+    later = f":{begun}" if begun else ""
+    digest = hashlib.blake2b(f"{seed}:{prompt_index}{later}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -101,12 +106,13 @@ class StopStrings:
         return any(stop in text for stop in texts)
 
 
-def check_prompts(prompts: Prompts, sampling: SamplingConfig, context: int) -> None:
+def check_prompts(prompts: Prompts, part: Part, context: int) -> None:
     """Raises DataError for a prompt without tokens, ConfigError for one that leaves too little room."""
     if int(prompts.lengths.min()) < 1:
         row = int(prompts.lengths.argmin())
         raise DataError(f"prompt {int(prompts.prompt_index[row])} has no tokens; it needs at least one (bos)")
-    check_lengths(int(prompts.lengths.max()), sampling.max_new_tokens, context)
+    longest = int((prompts.lengths + part.limit).argmax())
+    check_lengths(int(prompts.lengths[longest]), int(part.limit[longest]), context)
 
 
 def assemble(

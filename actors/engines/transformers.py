@@ -18,7 +18,7 @@ from actors.engines.base import (
     end_tokens,
     row_seed,
 )
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError
 
 
@@ -39,34 +39,35 @@ class TransformersEngine:
         self._context = config.max_model_len or model.config.max_position_embeddings
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int) -> Rollouts:
+    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
         """One response a row; prompts are padded on the left, so that all rows grow at the same place."""
-        check_prompts(prompts, sampling, self._context)
-        count, width = len(prompts), int(prompts.lengths.max())
+        part = Part.of_all(len(prompts), sampling.max_new_tokens) if part is None else part
+        check_prompts(prompts, part, self._context)
+        count, width, longest = len(prompts), int(prompts.lengths.max()), int(part.limit.max())
         tokens = torch.zeros(count, width, dtype=torch.int64)
         mask = torch.zeros(count, width, dtype=torch.int64)
         for row, length in enumerate(prompts.lengths.tolist()):
             tokens[row, width - length :] = prompts.tokens[row, :length]
             mask[row, width - length :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        # [B, max_new_tokens]: each row's own randomness, whatever rows are sampled beside it
+        # [B, longest]: each row's own randomness, whatever rows are sampled beside it
         uniform = torch.stack(
             [
                 torch.rand(
-                    sampling.max_new_tokens,
+                    longest,
                     dtype=torch.float64,
-                    generator=torch.Generator().manual_seed(row_seed(seed, index)),
+                    generator=torch.Generator().manual_seed(row_seed(seed, index, begun)),
                 )
-                for index in prompts.prompt_index.tolist()
+                for index, begun in zip(prompts.prompt_index.tolist(), part.begun.tolist(), strict=True)
             ]
         )
         sampled: list[Tensor] = []
         logprobs: list[Tensor] = []
         stops = self._stops.of(sampling)
-        lengths = torch.full((count,), sampling.max_new_tokens)  # of the responses, with what ends them
+        lengths = part.limit.clone()  # of the responses, with what ends them
         ended = torch.zeros(count, dtype=torch.bool)
         cache = None
-        for step in range(sampling.max_new_tokens):
+        for step in range(longest):
             output = self._model(
                 input_ids=tokens.to(self._device),
                 attention_mask=mask.to(self._device),
@@ -83,14 +84,15 @@ class TransformersEngine:
             ends = torch.isin(chosen, self._ends)
             if stops:
                 ends |= self._at_stop(stops, prompts, torch.stack(sampled, 1), ~ended)
+            ends &= step < part.limit
             lengths[ends & ~ended] = step + 1
             ended |= ends
-            if ended.all():
+            if (ended | (step + 1 >= part.limit)).all():
                 break
             tokens = chosen[:, None]
             mask = torch.cat([mask, torch.ones(count, 1, dtype=torch.int64)], dim=1)
             positions = positions[:, -1:] + 1
-        # rows were fed more after their end, until the last one ended
+        # rows were fed more after their end or limit, until the last one was there
         return assemble(
             prompts,
             [row[:n] for row, n in zip(torch.stack(sampled, 1).tolist(), lengths.tolist(), strict=True)],

@@ -20,7 +20,7 @@ from actors.engines.base import (
     end_tokens,
     row_seed,
 )
-from rayrlhf.batches import Prompts, Rollouts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError
 
 _ENVIRONMENT = {
@@ -77,11 +77,12 @@ class VLLMEngine:
         one = torch.ones(1, dtype=torch.int64)
         self.generate(Prompts(one[:, None], one, one), SamplingConfig(max_new_tokens=1), seed=0)
 
-    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int) -> Rollouts:
+    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
         """One response a row; log-probabilities as vLLM computed them while sampling."""
         from vllm import SamplingParams
 
-        check_prompts(prompts, sampling, self._context)
+        part = Part.of_all(len(prompts), sampling.max_new_tokens) if part is None else part
+        check_prompts(prompts, part, self._context)
         stops = self._stops.of(sampling)
         rows = list(zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True))
         outputs = self._llm.generate(
@@ -89,8 +90,8 @@ class VLLMEngine:
             [
                 SamplingParams(
                     temperature=0.0 if sampling.is_greedy else sampling.temperature,
-                    max_tokens=sampling.max_new_tokens,
-                    seed=row_seed(seed, index),
+                    max_tokens=limit,
+                    seed=row_seed(seed, index, begun),
                     logprobs=0,  # of the sampled token only
                     stop_token_ids=self._ends,
                     ignore_eos=True,  # ends are the list above, the same for every engine
@@ -99,7 +100,9 @@ class VLLMEngine:
                     include_stop_str_in_output=True,
                     skip_special_tokens=False,  # a special token may be written in them
                 )
-                for index in prompts.prompt_index.tolist()
+                for index, begun, limit in zip(
+                    prompts.prompt_index.tolist(), part.begun.tolist(), part.limit.tolist(), strict=True
+                )
             ],
             use_tqdm=False,
         )

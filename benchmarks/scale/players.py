@@ -53,7 +53,7 @@ class Player:
             self._made[key] = make()
         return self._made[key]
 
-    def generate(self, prompts: Prompts, seed: int) -> Rollouts:
+    def generate(self, prompts: Prompts, seed: int, part: None = None) -> Rollouts:
         def make() -> tuple[Tensor, Tensor, Tensor]:
             draw = torch.Generator().manual_seed(seed + int(prompts.prompt_index[0]))
             responses = torch.randint(VOCABULARY, (len(prompts), RESPONSE_TOKENS), generator=draw)

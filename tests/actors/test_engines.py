@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from actors.config import EvaluationSamplingConfig, RolloutConfig, SamplingConfig, check_lengths
 from actors.engines.base import end_tokens, row_seed
 from actors.engines.transformers import draw
-from rayrlhf.batches import Prompts
+from rayrlhf.batches import Part, Prompts
 from rayrlhf.errors import ConfigError, DataError, RoleError
 from rayrlhf.models.digest import tensor_digest
+from rayrlhf.partial_rollouts import cut_rows, joined, next_parts
 from tests.conftest import byte_tokenizer
 
 KINDS = ("qwen3", "gpt2", "llama")  # qwen3 ties its embeddings; the tests after need llama
@@ -116,6 +117,38 @@ def test_sampled_logprobs_follow_the_weights(host, tiny_model, engine, kind):
     ray.get(actor.load.remote(9, [back]))
     again = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1))
     assert torch.equal(again.tokens, before.tokens)  # same weights, same seed, same responses
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_parts_of_a_response_are_its_whole(host, engine):
+    """The most probable tokens, with other limits row by row; sampled, each part has randomness of its own."""
+    actor, asked = host(engine, "llama"), prompts(8)
+    greedy = EvaluationSamplingConfig(max_new_tokens=9, greedy=True)
+    whole = ray.get(actor.generate.remote(asked, greedy, 1))
+    limit = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8])
+    first = ray.get(actor.generate.remote(asked, greedy, 1, Part(torch.zeros_like(limit), limit)))
+    assert all(first.response_mask.sum(1) <= limit)
+    rows = cut_rows(first, 9)
+    assert len(rows) > 4, "most go on"
+    both = joined(first, rows, ray.get(actor.generate.remote(*again(first, rows, 9, greedy))))
+    assert torch.equal(both.tokens, whole.tokens) and torch.equal(both.response_mask, whole.response_mask)
+    assert torch.equal(both.finished, whole.finished)
+    assert (both.sampled_logprobs - whole.sampled_logprobs).abs().max() < TOLERANCE
+
+    free = SamplingConfig(max_new_tokens=9)
+    begun = ray.get(actor.generate.remote(asked, free, 1, Part.of_all(8, 4)))
+    rows = cut_rows(begun, 9)
+    later = [ray.get(actor.generate.remote(*again(begun, rows, 9, free))) for _ in range(2)]
+    assert torch.equal(later[0].tokens, later[1].tokens), "the seed and what is there fix them"
+    rest = next_parts(begun, rows, 9, 9)[0]
+    as_new = ray.get(actor.generate.remote(rest, free, 1, Part.of_all(len(rows), 5)))
+    assert not torch.equal(later[0].tokens, as_new.tokens), "other randomness than the first part's"
+
+
+def again(begun, rows, longest, sampling):
+    """Arguments of `generate` for the rest of those rows."""
+    rest, part = next_parts(begun, rows, longest, longest)
+    return rest, sampling, 1, part
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

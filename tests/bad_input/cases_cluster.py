@@ -88,6 +88,21 @@ CASES = (
         ("are of other weights", "leave one out"),
     ),
     Case(
+        "parts of responses that come too late",
+        given(*PPO, "partial_rollout_tokens=5", "max_staleness=1"),
+        ("partial_rollout_tokens=5", "max_staleness is 1: set at least"),
+    ),
+    Case(
+        "parts as long as a response",
+        given(*PPO, "partial_rollout_tokens=4096", "max_staleness=1"),
+        ("partial_rollout_tokens=4096 cuts no response", "leave it out"),
+    ),
+    Case(
+        "a stop string over two parts",
+        given(*PPO, "partial_rollout_tokens=5", "max_staleness=20", "sampling.stop_strings=[END]"),
+        ("'END' ends a response", "Leave one of them out"),
+    ),
+    Case(
         "importance weights of log-probs that are the same",
         given(*PPO, "policy.recompute_logprobs_every=5", "policy.importance_cap=2"),
         ("importance_cap=2", "leave one of them out"),

@@ -28,17 +28,21 @@ def config(tiny_model, reward_folder, prompts_file):
     return made
 
 
-def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(config, tmp_path, ray_local):
-    """With batches in the checkpoint that were sampled, but not learnt from."""
-    whole_config = config(tmp_path, **{"rollout.engine": "transformers"})
+@pytest.mark.parametrize("more", [{}, {"max_staleness": 2, "partial_rollout_tokens": 7}], ids=["whole", "parts"])
+def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(config, tmp_path, ray_local, more):
+    """With batches in the checkpoint that were sampled, but not learnt from, and responses that were cut."""
+    whole_config = config(tmp_path, **{"rollout.engine": "transformers"} | more)
+    ahead = whole_config.max_staleness
     ppo.run(whole_config)
     whole = rows_of(tmp_path)
-    assert [whole[step]["sync/staleness"] for step in range(1, STEPS + 1)] == [0, 1, 1, 1]
+    assert [whole[step]["sync/staleness"] for step in range(1, STEPS + 1)] == [min(n, ahead) for n in range(STEPS)]
+    if more:
+        assert 0 < whole[STEPS]["sync/partial_share"] <= 1
     stage = Path(find_stage(str(tmp_path / "tiny" / "ppo")).path).parent
     for step in range(3, STEPS + 1):  # as if killed in step 3
         shutil.rmtree(stage / f"step_{step:06d}")
     (stage / "latest").write_text("step_000002")
-    assert len(list((stage / "step_000002").rglob("sampled_*.safetensors"))) == AHEAD
+    assert len(list((stage / "step_000002").rglob("sampled_*.safetensors"))) == ahead
     ppo.run(whole_config)
     resumed = rows_of(tmp_path)
     assert resumed[3]["time_s"] > whole[STEPS]["time_s"], "step 3 was run anew"
