@@ -1,12 +1,18 @@
-"""Sampling ahead of training against taking turns: `python -m benchmarks.asynchronous TASK [STEPS] [ROUNDS]`.
+"""Sampling beside learning: `python -m benchmarks.asynchronous ahead|parts [--rounds N]`.
 
-GRPO on the task of benchmarks/peers (`python -m benchmarks.peers` makes it: runs/bench/task), max_staleness 0 and 1
-in turns, ABAB.  Where the layout gives sampling a machine of its own, one does not slow the other down; here the engine
-is pinned to one core and all other roles to the rest, in both runs.  Writes benchmarks/results/asynchronous-DATE.json.
+GRPO on the task of benchmarks/peers (`python -m benchmarks.peers sft sampling` makes both models: runs/bench), two
+settings in turns, ABAB.  Where the layout gives sampling a machine of its own, one does not slow the other down; here
+the engine is pinned to one core and all other roles to the rest, in all runs.
+
+    ahead  max_staleness 0 and 1; sampling and learning sized to take similar time
+    parts  max_staleness 3, responses of very unequal lengths sampled whole and in parts of 32 tokens
+
+Writes benchmarks/results/asynchronous-EXPERIMENT-DATE.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -15,27 +21,45 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers import our_side, task
 from benchmarks.record_demo import cpu_model
 
-WARM_UP = 3
-KEYS = [
+BENCH, ROOT = Path("runs/bench"), Path("runs/ahead")
+WARM_UP = 4
+KEYS = (
     "run.trackers=[]",
     "prompts.max_tokens=32",
-    "sampling.max_new_tokens=64",
     "rollout.kv_cache_gib=0.5",
     "layout.roles.rollout.threads=1",
     "reward_function=benchmarks.peers.rewards:vowels",
     "algorithm.estimator=grpo",
     "algorithm.group_size=8",
     "algorithm.kl.beta=0.05",
-    "policy.minibatch=64",
     "policy.epochs=1",
     "policy.engine.precision=float32",
-    "loop.rollout_batch=64",
     "loop.evaluation_prompts=8",
-]
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Two settings of the same run."""
+
+    steps: int
+    rows: int  # responses a step, in one minibatch
+    max_new_tokens: int
+    is_speaker: bool  # the model that ends texts by itself
+    settings: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+EXPERIMENTS = {
+    "ahead": Experiment(16, 16, 224, False, (("max_staleness=0",), ("max_staleness=1",))),
+    "parts": Experiment(16, 64, 96, True, (("max_staleness=3",), ("max_staleness=3", "partial_rollout_tokens=32"))),
+}
+SECONDS = ("rollout_generate", "policy_logprobs", "reference_logprobs", "policy_update", "sample_wait")
 
 
 def actors() -> dict[int, str]:
@@ -63,53 +87,67 @@ def pin() -> None:
                 continue
 
 
-def seconds(task: Path, root: Path, staleness: int, steps: int) -> list[float]:
-    """Wall seconds from each step's row to the next one's, the first steps left out."""
-    name = f"staleness{staleness}"
-    shutil.rmtree(root / name, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "jobs.ppo", f"run.name={name}", f"run.root={root}", *KEYS]
-    command += [f"policy_model={task}/model", f"prompts.train={task}/prompts.jsonl"]
-    command += [f"prompts.validation={task}/prompts.jsonl", f"max_staleness={staleness}"]
+def run(experiment: Experiment, setting: tuple[str, ...], name: str) -> dict[str, float]:
+    """Medians of a step: "step", its wall seconds, and those of its calls; the first and the last steps left out."""
+    shutil.rmtree(ROOT / name, ignore_errors=True)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    made, steps = BENCH / "task", experiment.steps
+    model = our_side.speaker(BENCH.absolute()) if experiment.is_speaker else made / "model"
+    command = [sys.executable, "-m", "jobs.ppo", f"run.name={name}", f"run.root={ROOT}", *KEYS, *setting]
+    command += [f"policy_model={model}", f"prompts.train={made}/prompts.jsonl"]
+    command += [f"prompts.validation={made}/prompts.jsonl", f"sampling.max_new_tokens={experiment.max_new_tokens}"]
+    command += [f"loop.rollout_batch={experiment.rows}", f"policy.minibatch={experiment.rows}"]
     command += [f"loop.steps={steps}", f"loop.evaluate_every={steps}", f"loop.save_every={steps}"]
-    with (root / f"{name}.log").open("w") as log:
+    with (ROOT / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
             pin()
             time.sleep(1)
     if process.returncode:
-        raise SystemExit((root / f"{name}.log").read_text()[-3000:])
-    rows = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["stage"] == "ppo" and row["step"] >= WARM_UP]
-    assert all(row["sync/staleness"] == staleness for row in rows)
-    for key in ("time/rollout_generate_s", "time/policy_update_s", "time/reference_logprobs_s"):
-        print(f"  {key} {statistics.median(row[key] for row in rows if key in row):.2f}")
-    times = [row["time_s"] for row in rows if row["step"] < steps]  # the last step evaluates too
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+        raise SystemExit((ROOT / f"{name}.log").read_text()[-3000:])
+    rows = [json.loads(line) for line in (ROOT / name / "metrics.jsonl").read_text().splitlines()]
+    # the last step evaluates too, and with sampling ahead nothing is left to sample beside the ones before it
+    rows = [row for row in rows if row["stage"] == "ppo" and WARM_UP <= row["step"] < steps - 3]
+    times = [row["time_s"] for row in rows]
+    found = {"step": statistics.median(after - before for before, after in zip(times, times[1:], strict=False))}
+    for key in (f"time/{part}_s" for part in SECONDS):
+        if key in rows[0]:
+            found[key] = statistics.median(row[key] for row in rows)
+    for key in ("rollout/tokens", "sync/staleness", "sync/partial_share"):
+        if key in rows[0]:
+            found[key] = statistics.mean(row[key] for row in rows)
+    return found
 
 
-def main(task: str, steps: int = 16, rounds: int = 2) -> None:
-    found: dict[int, list[float]] = {0: [], 1: []}
-    for _ in range(rounds):
-        for staleness, medians in found.items():
-            took = seconds(Path(task).absolute(), Path("runs/ahead").absolute(), staleness, steps)
-            medians.append(statistics.median(took))
-            print(f"max_staleness={staleness}: {medians[-1]:.2f} s a step", flush=True)
-    speed = statistics.median(found[0]) / statistics.median(found[1])
-    print(f"{speed:.2f}x as many steps a second with max_staleness=1")
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.asynchronous")
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    task.make((BENCH / "task").absolute())
+    experiment = EXPERIMENTS[arguments.experiment]
+    runs: dict[str, list[dict[str, float]]] = {" ".join(setting): [] for setting in experiment.settings}
+    for _ in range(arguments.rounds):
+        for number, setting in enumerate(experiment.settings):
+            found = run(experiment, setting, f"{arguments.experiment}{number}")
+            runs[" ".join(setting)].append(found)
+            print(" ".join(setting), json.dumps({key: round(value, 3) for key, value in found.items()}), flush=True)
+    before, after = (statistics.median(one["step"] for one in found) for found in runs.values())
+    print(f"{before:.2f} -> {after:.2f} s a step, {before / after:.2f}x as many steps")
     date = datetime.date.today().isoformat()
     result = {
         "date": date,
-        "command": f"python -m benchmarks.asynchronous TASK {steps} {rounds}",
+        "command": f"python -m benchmarks.asynchronous {arguments.experiment} --rounds {arguments.rounds}",
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         "keys": KEYS,
-        "seconds_a_step": {f"max_staleness={staleness}": medians for staleness, medians in found.items()},
-        "speed": speed,
+        "rows": experiment.rows,
+        "max_new_tokens": experiment.max_new_tokens,
+        "runs": runs,
+        "speed": before / after,
     }
-    path = Path(__file__).parent / "results" / f"asynchronous-{date}.json"
+    path = Path(__file__).parent / "results" / f"asynchronous-{arguments.experiment}-{date}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    task, *numbers = sys.argv[1:]
-    main(task, *map(int, numbers))
+    main()

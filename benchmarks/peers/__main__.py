@@ -25,7 +25,6 @@ from typing import Any
 
 from benchmarks.peers import limits, our_side, smollm2, task
 from benchmarks.peers.steps import Steps
-from rayrlhf.checkpoint import find_stage
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 3
@@ -91,7 +90,7 @@ def run(row: Row, side: str, number: int, folder: Path) -> Steps:
     more = more_of(row, side)
     python, made, log = [sys.executable, "-m"], folder / row.folder, out.with_suffix(".log")
     if row.kind == "sampling":
-        model = _speaker(folder) if SPEAKER in more else made / "model"
+        model = our_side.speaker(folder) if SPEAKER in more else made / "model"
         command = [*python, "benchmarks.peers.generation", side, str(model), str(made / "prompts.jsonl"), str(out)]
         command.append(str(row.steps))
     else:
@@ -113,16 +112,6 @@ def more_of(row: Row, side: str) -> tuple[str, ...]:
         return (*row.theirs, str(row.lora)) if row.lora else row.theirs
     key = "policy.peft" if row.kind in our_side.LEARN else "peft"
     return (*row.ours, f"{key}={{rank: {row.lora}, alpha: {2 * row.lora}}}") if row.lora else row.ours
-
-
-def _speaker(folder: Path) -> Path:
-    """The task's model after 100 steps of SFT."""
-    root = folder / SPEAKER
-    if not (root / "sft").exists():
-        more = ["train.engine.lr=1e-3"]
-        command = our_side.command("sft", folder / "task", root, 100, "float32", more)
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    return Path(find_stage(str(root / "sft" / "sft")).model_dir)
 
 
 def _older_trl(folder: Path) -> Path:

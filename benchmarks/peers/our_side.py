@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.peers import reference_cost
 from benchmarks.peers.steps import Steps
 from benchmarks.peers.task import MAX_NEW_TOKENS, MAX_TOKENS, PPO_EPOCHS
+from rayrlhf.checkpoint import find_stage
 
 # one worker (rank) a core, rather than one with threads: the passes of a small model are too small to be split
 MINIBATCH, WORKERS, MICROBATCH_TOKENS = 32, 2, 1024
@@ -111,6 +112,15 @@ def phases(metrics: Path, warm_up: int) -> dict[str, float]:
         for name, number in seconds.items():
             found.setdefault(name, []).append(number)
     return {name: statistics.median(numbers) for name, numbers in found.items()}
+
+
+def speaker(folder: Path) -> Path:
+    """The model of FOLDER/task after 100 steps of SFT: it has learnt where texts end."""
+    root = folder / "speaker"
+    if not (root / "sft").exists():
+        learn = command("sft", folder / "task", root, 100, "float32", ["train.engine.lr=1e-3"])
+        subprocess.run(learn, stdout=subprocess.DEVNULL, check=True)
+    return Path(find_stage(str(root / "sft" / "sft")).model_dir)
 
 
 def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str]) -> None:

@@ -20,7 +20,11 @@ from rayrlhf.models.digest import tensor_digest
 from rayrlhf.partial_rollouts import cut_rows, joined, next_parts
 from tests.conftest import byte_tokenizer
 
-KINDS = ("qwen3", "gpt2", "llama")  # qwen3 ties its embeddings; the tests after need llama
+KINDS = (
+    "qwen3",
+    pytest.param("gpt2", marks=pytest.mark.slow),
+    "llama",
+)  # qwen3 ties its embeddings; the tests after need llama
 SAMPLING = SamplingConfig(temperature=0.7, max_new_tokens=48)
 TOLERANCE = 1e-4
 

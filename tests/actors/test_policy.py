@@ -100,6 +100,7 @@ def groups(ray_local):
         group.stop()
 
 
+@pytest.mark.slow
 async def test_ranks_and_zero_stages_change_nothing(groups, tiny_model):
     """One PPO update with 1 and with 2 policy and critic ranks at ZeRO 1, 2 and 3: the same weights."""
     folder = tiny_model("llama")

@@ -28,6 +28,7 @@ def prompts(count):
     return Prompts(tokens, torch.arange(count) % 6 + 1, torch.arange(count))
 
 
+@pytest.mark.slow
 def test_the_number_of_replicas_changes_nothing(ray_local, tiny_model):
     async def sample(count, batch):
         rollout = group(tiny_model("llama"), count)

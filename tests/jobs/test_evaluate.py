@@ -183,6 +183,7 @@ def numbered(prompts: str, folder: Path) -> str:
     return str(folder / "numbered.jsonl")
 
 
+@pytest.mark.slow
 def test_a_function_scores_in_the_place_of_a_reward_model(config, folders, ray_local, tmp_path) -> None:
     given = config.model_dump() | {
         "reward_model": None,

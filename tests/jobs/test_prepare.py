@@ -134,6 +134,7 @@ def test_check_needs_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert prepare.plan(_config(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_the_arithmetic_task(ray_local: None, tmp_path: Path) -> None:
     config = prepare.PrepareConfig(
         run=RunConfig(name="sums", root=str(tmp_path)),
