@@ -88,7 +88,7 @@ def pin() -> None:
 
 
 def run(experiment: Experiment, setting: tuple[str, ...], name: str) -> dict[str, float]:
-    """Medians of a step: "step", its wall seconds, and those of its calls; the first and the last steps left out."""
+    """A step's wall seconds ("step", median) and those of its calls (means), the first and the last steps left out."""
     shutil.rmtree(ROOT / name, ignore_errors=True)
     ROOT.mkdir(parents=True, exist_ok=True)
     made, steps = BENCH / "task", experiment.steps
@@ -110,9 +110,8 @@ def run(experiment: Experiment, setting: tuple[str, ...], name: str) -> dict[str
     rows = [row for row in rows if row["stage"] == "ppo" and WARM_UP <= row["step"] < steps - 3]
     times = [row["time_s"] for row in rows]
     found = {"step": statistics.median(after - before for before, after in zip(times, times[1:], strict=False))}
-    for key in (f"time/{part}_s" for part in SECONDS):
-        if key in rows[0]:
-            found[key] = statistics.median(row[key] for row in rows)
+    for key in (f"time/{part}_s" for part in SECONDS):  # beside learning a call ends within one of the steps
+        found[key] = sum(row.get(key, 0.0) for row in rows) / len(rows)
     for key in ("rollout/tokens", "sync/staleness", "sync/partial_share"):
         if key in rows[0]:
             found[key] = statistics.mean(row[key] for row in rows)
