@@ -65,6 +65,9 @@ class VLLMEngine:
             tensor_parallel_size=config.tensor_parallel,
             enforce_eager=config.enforce_eager,
             enable_sleep_mode=sleeps,
+            # To read a prompt in two steps vLLM 0.32 takes a row's random numbers back after the first, which a
+            # CPU's generator refuses: with a prompt too many for one step there the next step takes it whole.
+            enable_chunked_prefill=None if torch.cuda.is_available() else False,
             **of_gpu,
             # log_softmax(logits / temperature), as the trainer computes it; the default leaves
             # the temperature out

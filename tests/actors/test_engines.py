@@ -207,6 +207,19 @@ def test_a_row_is_sampled_alike_in_any_company(host, engine):
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_more_prompts_than_one_step_of_vllm_reads(host, engine):
+    """4,480 tokens of prompts where a step reads 4,096: the 59th would be read in two steps."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, lengths = torch.randint(0, 256, (64, 70), generator=generator), torch.full((64,), 70)
+    batch, sampling = Prompts(tokens, lengths, torch.arange(64)), SamplingConfig(max_new_tokens=6)
+    actor = host(engine, "llama")
+    whole = ray.get(actor.generate.remote(batch, sampling, 3))
+    last = ray.get(actor.generate.remote(batch.rows(torch.arange(56, 64)), sampling, 3))
+    width = last.tokens.shape[1]
+    assert torch.equal(last.lengths, whole.lengths[56:]) and torch.equal(last.tokens, whole.tokens[56:, :width])
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_responses_end_with_their_end_token_or_at_the_limit(host, tiny_model, engine):
     (end,) = end_tokens(tiny_model("llama"))
     batch = prompts(96)
