@@ -13,7 +13,7 @@ from rayrlhf.training.critic_learner import CriticLearner
 
 
 class CriticRank(EngineRank):
-    """Every method is called on all ranks at once, with the same arguments."""
+    """Every method is called on all ranks at once with the same arguments, but that rank 0 alone has a batch's rows."""
 
     def start(
         self, rank: int, world_size: int, address: str, port: int, timeout_s: float, threads: int, **learner: Any
@@ -23,10 +23,10 @@ class CriticRank(EngineRank):
         self.learner = CriticLearner(**learner)
 
     def values(self, rollouts: Rollouts) -> Values | None:
-        return self.answer(self.learner.values(rollouts))
+        return self.answer(self.learner.values(self.whole(rollouts)))
 
     def update(self, batch: CriticBatch, step: int) -> Metrics | None:
-        return self.answer(self.learner.update(batch, step))
+        return self.answer(self.learner.update(self.whole(batch), step))
 
     def save(self, directory: str) -> None:
         """The model and every rank's engine state to `directory/state/critic`."""

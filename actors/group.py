@@ -1,12 +1,14 @@
 """Groups of actors that play one role: ranks of one engine, or replicas of one frozen model.
 
-RankGroup (policy, critic): N ranks of one DeepSpeed engine.  A call goes to every rank with the
-WHOLE batch; the ranks share out its rows themselves (they run collectives, so all must take part
-the same number of times), and rank 0 answers for all.
+RankGroup (policy, critic): N ranks of one DeepSpeed engine.  A call goes to every rank, with the
+WHOLE batch to rank 0, which hands it on over the ranks' own network: it leaves the coordinator's
+node once, not once for each node that trains.  The ranks share out its rows themselves (they run
+collectives, so all must take part the same number of times), and rank 0 answers for all.
 
     coordinator          policy-0                 policy-1                 policy-2
-        | put(batch) ------> ref ------------------> ref ------------------> ref
-        |                forward its rows         forward its rows         forward its rows
+        | batch -----------> |                        |                        |
+        |                    '------ broadcast -----> '----------------------> |
+        |                forward its share        forward its share        forward its share
         |                     '------ collectives: gather, reduce, broadcast -----'
         | <--- answer ------- |                        |                        |
         |   waits for: every rank.   unblocked by: all answers, the first failure, or the deadline
@@ -40,7 +42,7 @@ from torch import Tensor
 
 from actors import calls, stacks
 from rayrlhf import environment
-from rayrlhf.batches import CriticBatch, PolicyBatch, Rollouts, Scores, TextBatch, Values
+from rayrlhf.batches import Batch, CriticBatch, PolicyBatch, Rollouts, Scores, TextBatch, Values
 from rayrlhf.errors import GaveUp, RoleError, StateLost
 from rayrlhf.restarts import RecoveryConfig, Restarts
 from rayrlhf.roles import Metrics
@@ -174,8 +176,16 @@ class RankGroup(ActorGroup):
             raise _lost(error) from error
 
     async def together(self, method: str, *args: Any) -> Any:
-        """Every rank takes part with the same arguments; rank 0's answer."""
-        return (await self.everyone(method, *args))[0]
+        """Every rank takes part with the same arguments, but that the rows of batches go to rank 0 alone
+        (`EngineRank.whole`); rank 0's answer.  Raises StateLost where a rank failed."""
+        of_first = [ray.put(arg) if isinstance(arg, Batch) else arg for arg in args]
+        of_others = [ray.put(arg.rows(slice(0))) if isinstance(arg, Batch) else arg for arg in args]
+        ranks = range(len(self.handles))
+        try:
+            answers = await calls.gather([self.call(n, method, *(of_others if n else of_first)) for n in ranks])
+        except RoleError as error:
+            raise _lost(error) from error
+        return answers[0]
 
     async def save(self, directory: str) -> None:
         await self.together("save", directory)
@@ -192,25 +202,25 @@ class PolicyGroup(RankGroup):
     """`roles.Policy` over the ranks of actors.policy.PolicyRank."""
 
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
-        return await self.together("logprobs", ray.put(rollouts))
+        return await self.together("logprobs", rollouts)
 
     async def reference_logprobs(self, rollouts: Rollouts) -> Tensor:
-        return await self.together("reference_logprobs", ray.put(rollouts))
+        return await self.together("reference_logprobs", rollouts)
 
     async def update(
         self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
     ) -> Metrics:
-        return await self.together("update", ray.put(batch), step, kl_coefficient, texts)
+        return await self.together("update", batch, step, kl_coefficient, texts)
 
 
 class CriticGroup(RankGroup):
     """`roles.Critic` over the ranks of actors.critic.CriticRank."""
 
     async def values(self, rollouts: Rollouts) -> Values:
-        return await self.together("values", ray.put(rollouts))
+        return await self.together("values", rollouts)
 
     async def update(self, batch: CriticBatch, step: int) -> Metrics:
-        return await self.together("update", ray.put(batch), step)
+        return await self.together("update", batch, step)
 
 
 class ReplicaGroup(ActorGroup):

@@ -16,7 +16,7 @@ from rayrlhf.training.policy_learner import PolicyLearner
 
 
 class PolicyRank(EngineRank):
-    """Every method is called on all ranks at once, with the same arguments."""
+    """Every method is called on all ranks at once with the same arguments, but that rank 0 alone has a batch's rows."""
 
     def start(
         self, rank: int, world_size: int, address: str, port: int, timeout_s: float, threads: int, **learner: Any
@@ -26,15 +26,16 @@ class PolicyRank(EngineRank):
         self.learner = PolicyLearner(**learner)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor | None:
-        return self.answer(self.learner.logprobs(rollouts))
+        return self.answer(self.learner.logprobs(self.whole(rollouts)))
 
     def reference_logprobs(self, rollouts: Rollouts) -> Tensor | None:
-        return self.answer(self.learner.reference_logprobs(rollouts))
+        return self.answer(self.learner.reference_logprobs(self.whole(rollouts)))
 
     def update(
         self, batch: PolicyBatch, step: int, kl_coefficient: float, texts: TextBatch | None = None
     ) -> Metrics | None:
-        return self.answer(self.learner.update(batch, step, kl_coefficient, texts))
+        texts = texts if texts is None else self.whole(texts)
+        return self.answer(self.learner.update(self.whole(batch), step, kl_coefficient, texts))
 
     def save(self, directory: str) -> None:
         """The model to `directory/model` (an adapter besides to `directory/adapter`), every rank's engine state

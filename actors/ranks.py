@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import torch
 
+from rayrlhf.batches import TBatch
 from rayrlhf.role_logs import LoggedRole
 from rayrlhf.training import distributed
 
@@ -27,6 +28,10 @@ class EngineRank(LoggedRole):
         torch.set_num_threads(threads)
         distributed.init(rank, world_size, address, port, timeout_s)
         self.rank = rank
+
+    def whole(self, batch: TBatch) -> TBatch:
+        """The batch, of which the group sends its rows to rank 0 alone.  A collective: every rank's turn."""
+        return distributed.broadcast_batch(batch)
 
     def answer(self, value: Any) -> Any:
         """`value` on rank 0, which speaks for all; None elsewhere."""

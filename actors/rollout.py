@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
-import torch
 from ray.exceptions import ObjectLostError
 from torch import Tensor
 
@@ -113,9 +112,8 @@ class RolloutGroup(ReplicaGroup):
     async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
         """Each replica gets contiguous rows; the answer is in row order."""
         count = max(1, min(len(self.handles), len(prompts)))
-        shares = torch.arange(len(prompts)).tensor_split(count)
-        parts = [None if part is None else part.rows(rows) for rows in shares]
-        asked = [self._of(i, prompts.rows(rows), seed, parts[i]) for i, rows in enumerate(shares)]
+        parts = [None] * count if part is None else part.dealt(count)
+        asked = [self._of(i, share, seed, parts[i]) for i, share in enumerate(prompts.dealt(count))]
         return Rollouts.concat(await calls.gather(asked))
 
     async def _of(self, index: int, prompts: Prompts, seed: int, part: Part | None) -> Rollouts:

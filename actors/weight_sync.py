@@ -143,8 +143,11 @@ async def send(export: Export, rollout: RolloutGroup, version: int) -> int:
 
 async def _load(rollout: RolloutGroup, index: int, buckets: Sequence[Bucket], version: int) -> int:
     """One rollout loads the buckets; the number of bytes.  Raises RoleError where it has other tensors then."""
-    # in a list, so that Ray hands the refs over instead of fetching all buckets before the call
-    loaded, num_bytes = await rollout.call(index, "load", version, [ref for ref, _ in buckets])
+    # in a list, so that Ray hands the refs over instead of fetching all buckets before the call; each rollout begins
+    # with another bucket, for whoever asks later gets it also from those that have it by then
+    first = index * len(buckets) // len(rollout.handles)
+    refs = [ref for ref, _ in (*buckets[first:], *buckets[:first])]
+    loaded, num_bytes = await rollout.call(index, "load", version, refs)
     for name, digest in ((name, digest) for _, digests in buckets for name, digest in digests.items()):
         if loaded.get(name) != digest:
             raise RoleError(

@@ -21,11 +21,11 @@ from torch import Tensor
 FAILED, ALONE = "failed_", "scored_alone"
 
 _KINDS = {"i64": torch.int64, "f32": torch.float32, "bool": torch.bool}
-TBatch = TypeVar("TBatch", bound="_Batch")
+TBatch = TypeVar("TBatch", bound="Batch")
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Row operations and the shape check that all batches share."""
 
     # field name -> (dtype, dimensions); a dimension's first appearance fixes its size
@@ -69,6 +69,11 @@ class _Batch:
         """The batch of the chosen rows, in the order of `index`; T stays as it is."""
         return replace(self, **{name: getattr(self, name)[index] for name in self.SHAPES})
 
+    def dealt(self: TBatch, count: int) -> list[TBatch]:
+        """Its rows in `count` parts of like size, in order; the last ones have none where there are fewer rows."""
+        parts = {name: getattr(self, name).tensor_split(count) for name in self.SHAPES}
+        return [replace(self, **{name: tensors[n] for name, tensors in parts.items()}) for n in range(count)]
+
     @classmethod
     def concat(cls: type[TBatch], parts: list[TBatch]) -> TBatch:
         """One batch of all rows, T being the longest of the parts (right-padded with 0 / False)."""
@@ -91,7 +96,7 @@ def _from_arrays(kind: type[TBatch], arrays: dict[str, NDArray[Any]], more: dict
 
 
 @dataclass(frozen=True)
-class Prompts(_Batch):
+class Prompts(Batch):
     """Tokenised prompts of one rollout batch, right-padded.
 
     `prompt_index` is the row's number in the run's prompt stream: with the run's seed it fixes
@@ -105,7 +110,7 @@ class Prompts(_Batch):
 
 
 @dataclass(frozen=True)
-class Part(_Batch):
+class Part(Batch):
     """The part of each response that one call samples: `begun` tokens of it are there, as the last ones of the row's
     prompt, and at most `limit` follow."""
 
@@ -120,7 +125,7 @@ class Part(_Batch):
 
 
 @dataclass(frozen=True)
-class Rollouts(_Batch):
+class Rollouts(Batch):
     """Sampled sequences.
 
     `sampled_logprobs` are log_softmax(logits / temperature) as the sampling engine returned them
@@ -147,7 +152,7 @@ class Rollouts(_Batch):
 
 
 @dataclass(frozen=True)
-class Scores(_Batch):
+class Scores(Batch):
     """What a reward source gives each sequence: `total` and the `components` it is made of, or that count rows."""
 
     total: Tensor
@@ -165,7 +170,7 @@ class Scores(_Batch):
 
 
 @dataclass(frozen=True)
-class Values(_Batch):
+class Values(Batch):
     """The critic's view: `values[b, t]` is of the state before token t (response tokens only),
     `bootstrap[b]` of the state after the last token."""
 
@@ -199,7 +204,7 @@ class Experience:
 
 
 @dataclass(frozen=True)
-class PolicyBatch(_Batch):
+class PolicyBatch(Batch):
     """What the policy learns from in one RL step."""
 
     tokens: Tensor
@@ -221,7 +226,7 @@ class PolicyBatch(_Batch):
 
 
 @dataclass(frozen=True)
-class TextBatch(_Batch):
+class TextBatch(Batch):
     """Plain text, whose log-likelihood counts where `loss_mask` is True."""
 
     tokens: Tensor
@@ -231,7 +236,7 @@ class TextBatch(_Batch):
 
 
 @dataclass(frozen=True)
-class CriticBatch(_Batch):
+class CriticBatch(Batch):
     """What the critic learns from in one RL step."""
 
     tokens: Tensor

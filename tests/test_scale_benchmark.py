@@ -89,5 +89,5 @@ def test_bytes_of_a_step_by_hand() -> None:
     assert step["driver_in"] == rollouts + 3 * 4 * cells + 4 * rows + 8 * rows
     assert step["driver_out"] == prompts + 4 * rollouts + policy + critic
     # policy and critic are on nodes 0 to 3, the driver on node 0, all replicas elsewhere
-    assert step["from_driver_node"] == 3 * (2 * rollouts + policy + critic) + prompts + 2 * rollouts
+    assert step["from_driver_node"] == (2 * rollouts + policy + critic) + prompts + 2 * rollouts
     assert step["to_driver_node"] == rollouts + 4 * cells + 8 * rows

@@ -117,7 +117,7 @@ class Players(Protocol):
 class Traffic:
     """What went through the driver, in bytes as Ray serialises them, and how many calls it made.
 
-    `puts`: batches that it put once for all ranks of a role; `arguments`: what it passed by value; `answers`."""
+    `puts`: batches that it put for ranks; `arguments`: what it passed by value; `answers`."""
 
     calls: int = 0
     puts: int = 0

@@ -1,4 +1,4 @@
-"""Draws docs/images/scale.svg: `python benchmarks/scale/plot.py benchmarks/results/scale-DATE.json`.
+"""Draws docs/images/scale.svg: `python benchmarks/scale/plot.py BEFORE.json AFTER.json`, of benchmarks/results.
 
 Needs matplotlib alone, which the project does not install.
 """
@@ -46,8 +46,8 @@ def draw_publish(axes: Axes, results: dict[str, Any]) -> None:
     rows = [row for row in results["after"]["publish_model"] if row["model"] == "7B"]
     sizes = [row["gpus"] for row in rows]
     for key, name, colour in (
-        ("today_s", "as it is: all from the policy's node", "#ee6677"),
-        ("rotated_s", "each node begins with another bucket", "#ccbb44"),
+        ("same_order_s", "before: all from the policy's node", "#ee6677"),
+        ("rotated_s", "now: each begins with another bucket", "#ccbb44"),
         ("binary_tree_s", "binary tree", "#66ccee"),
         ("chain_s", "chain", "#228833"),
     ):
@@ -61,8 +61,8 @@ def draw_publish(axes: Axes, results: dict[str, Any]) -> None:
     axes.legend(fontsize=7)
 
 
-def main(path: Path) -> None:
-    results = json.loads(path.read_text())
+def main(before: Path, after: Path) -> None:
+    results = {label: json.loads(path.read_text())[label] for label, path in (("before", before), ("after", after))}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     draw_coordinator(left, results)
     draw_publish(right, results)
@@ -72,4 +72,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -47,7 +47,7 @@ def table(sizes: list[int], rates: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each model and number of GPUs whose rollouts are on other nodes than the driver.
 
     `policy_s`: digests and puts of policy-0, one after the other.  `rollout_s`: gets and digests of each rollout.
-    The others are seconds of the network alone.
+    The others are seconds of the network alone: `rotated_s` as it is, `same_order_s` as it was.
     """
     rows = []
     for name, parameters in MODELS.items():
@@ -69,7 +69,7 @@ def table(sizes: list[int], rates: dict[str, float]) -> list[dict[str, Any]]:
                     "gpus": gpus,
                     "rollout_nodes": nodes,
                     "gigabytes": round(num_bytes / 1e9, 1),
-                    "today_s": network("holders"),
+                    "same_order_s": network("holders"),
                     "rotated_s": network("rotated"),
                     "chain_s": chain,
                     "binary_tree_s": binary,

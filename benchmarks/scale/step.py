@@ -19,8 +19,9 @@ from rayrlhf.ppo_metrics import step_metrics
 
 # the parts of the coordinator's own work: what runs in each
 PARTS = [
-    (batches._Batch, "rows", "split and join"),
-    (batches._Batch, "concat", "split and join"),
+    (batches.Batch, "rows", "split and join"),
+    (batches.Batch, "dealt", "split and join"),
+    (batches.Batch, "concat", "split and join"),
     (coordinator, "_check_finite", "check"),
     (estimators.ActorCritic, "__call__", "estimate"),
     (coordinator, "kl_estimate", "estimate"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from rayrlhf.batches import TBatch
 
 
 def init(
@@ -55,6 +58,24 @@ def seed_all(seed: int) -> None:
     """Seed torch (CPU and GPU) and Python's random in this process."""
     torch.manual_seed(seed)
     random.seed(seed)
+
+
+def broadcast_batch(batch: TBatch) -> TBatch:
+    """Rank 0's batch on every rank, on the CPU.  The others give one of the same kind and T, without rows."""
+    if dist.get_world_size() == 1:
+        return batch
+    on = device()
+    rows = torch.tensor([len(batch)], device=on)
+    dist.broadcast(rows, src=0)
+    whole = {}
+    for name in batch.SHAPES:
+        tensor = getattr(batch, name)
+        if dist.get_rank() != 0:
+            tensor = tensor.new_empty(int(rows), *tensor.shape[1:])
+        tensor = tensor.to(on).contiguous()
+        dist.broadcast(tensor, src=0)
+        whole[name] = tensor.cpu()
+    return replace(batch, **whole)
 
 
 def sum_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:

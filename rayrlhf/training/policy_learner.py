@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rayrlhf.algorithms.entropy_control import EntropyControl
@@ -153,8 +152,7 @@ class PolicyLearner(Learner):
 
     def _shares_of(self, texts: TextBatch, batch_size: int) -> list[TextBatch]:
         """One part of the texts for each minibatch of an epoch."""
-        count = -(-batch_size // self.config.minibatch)
-        return [texts.rows(rows) for rows in torch.arange(len(texts)).tensor_split(count)]
+        return texts.dealt(-(-batch_size // self.config.minibatch))
 
     def also_learn(self, index: int) -> tuple[Iterable[Any], int, list[Text]]:
         if not self._texts:
