@@ -17,7 +17,7 @@ _GIB = 2**30
 _FLOAT32 = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A process with torch, transformers and Ray; with DeepSpeed besides; with vLLM: measured on CPU
-_PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.55, 0.70, 1.0
+_PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.48, 0.52, 0.8
 _REDUCE_BUCKET = 500_000_000  # elements; rayrlhf.training.engine
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO 3 keeps as many gathered (DeepSpeed's stage3_max_live_parameters)
 # Tensors of [tokens, vocabulary] in float32 that are there at once: logits and log-softmax, for the entropy and in the
