@@ -10,7 +10,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,18 +64,29 @@ class RoleDied(RoleError):
     """The actor's process is gone."""
 
 
-async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: float, **kwargs: Any) -> Any:
+async def call(
+    handle: Any,
+    method: str,
+    *args: Any,
+    role: str,
+    deadline_s: float,
+    put: Callable[[Any], None] | None = None,
+    **kwargs: Any,
+) -> Any:
     """The answer of `handle.method(*args, **kwargs)`; `role` is the actor's name, such as `policy-0`.
+
+    With `put` the method is a generator: `put` takes what it yields, each as it comes, and the answer is None.
 
     Raises the actor's own UserError or StateLost as it was raised there; DeadlineError when there is no answer
     within `deadline_s` seconds; RoleDied when the actor's process is gone; RoleError with the
     remote traceback for anything else.
     """
-    ref = getattr(handle, method).options(name=f"{role}.{method}").remote(*args, **kwargs)
+    options = {"name": f"{role}.{method}"} | ({"num_returns": "streaming"} if put else {})
+    ref = getattr(handle, method).options(**options).remote(*args, **kwargs)
     method = _SHOWN.get(method, method)
     try:
         with wait_for(role, method):
-            return await asyncio.wait_for(_answer(ref), deadline_s)
+            return await asyncio.wait_for(_each(ref, put) if put else _answer(ref), deadline_s)
     except TimeoutError as error:
         if isinstance(error, RayError):  # a TimeoutError raised in the actor arrives as both
             raise _explain(error, role, method) from None
@@ -94,6 +105,11 @@ async def call(handle: Any, method: str, *args: Any, role: str, deadline_s: floa
 
 async def _answer(ref: Any) -> Any:
     return await ref
+
+
+async def _each(refs: Any, put: Callable[[Any], None]) -> None:
+    async for ref in refs:
+        put(await ref)
 
 
 def _explain(error: RayError, role: str, method: str) -> Exception:

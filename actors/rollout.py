@@ -17,6 +17,7 @@ from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError, StateLost
 from rayrlhf.restarts import Restarts
 from rayrlhf.role_logs import LoggedRole
+from rayrlhf.roles import Early
 
 if TYPE_CHECKING:
     from actors.engines.base import Engine
@@ -49,6 +50,11 @@ class RolloutReplica(LoggedRole):
         """One response a row of `prompts`, or that part of it."""
         with self._awake() as engine:
             return engine.generate(prompts, self._sampling, seed, part)
+
+    def stream(self, prompts: Prompts, seed: int, part: Part | None, parts: int) -> Iterator[Rollouts]:
+        """`generate`'s rows, as `Engine.stream` yields them."""
+        with self._awake() as engine:
+            yield from engine.stream(prompts, self._sampling, seed, part, parts)
 
     def load(self, version: int, buckets: list[ray.ObjectRef]) -> tuple[dict[str, str], int]:
         """Replaces the weights by those in `buckets` (refs of name -> TensorBytes), read one by one.
@@ -109,22 +115,52 @@ class RolloutGroup(ReplicaGroup):
         if self.reload is not None:
             await self.reload(index)
 
-    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+    async def generate(
+        self, prompts: Prompts, seed: int, part: Part | None = None, early: Early | None = None
+    ) -> Rollouts:
         """Each replica gets contiguous rows; the answer is in row order."""
         count = max(1, min(len(self.handles), len(prompts)))
         parts = [None] * count if part is None else part.dealt(count)
-        asked = [self._of(i, share, seed, parts[i]) for i, share in enumerate(prompts.dealt(count))]
+        given = [(i, share, seed, parts[i]) for i, share in enumerate(prompts.dealt(count))]
+        asked = [self._of(*one) if early is None else self._early(*one, early) for one in given]
         return Rollouts.concat(await calls.gather(asked))
 
     async def _of(self, index: int, prompts: Prompts, seed: int, part: Part | None) -> Rollouts:
         async def sample() -> Rollouts:
             rollouts: Rollouts = await self.call(index, "generate", prompts, seed, part)
-            sampled_by = set(rollouts.policy_version.tolist())
-            if sampled_by != {self.version}:
-                raise RoleError(
-                    f"{self.names[index]} sampled from weights of version {sorted(sampled_by)}, and {self.version} "
-                    "was published: it missed a publish"
-                )
+            self._check_version(index, rollouts)
             return rollouts
 
         return await self.surely(index, sample)
+
+    async def _early(self, index: int, prompts: Prompts, seed: int, part: Part | None, early: Early) -> Rollouts:
+        """As `_of`; each row goes to `early.put` once, also where a new process has to sample all of them again."""
+        given: set[int] = set()
+
+        async def sample() -> Rollouts:
+            found: list[Rollouts] = []
+
+            def put(rollouts: Rollouts) -> None:
+                self._check_version(index, rollouts)
+                found.append(rollouts)
+                numbers = rollouts.prompt_index.tolist()
+                new = [row for row, number in enumerate(numbers) if number not in given]
+                given.update(numbers)
+                if new:
+                    early.put(rollouts if len(new) == len(rollouts) else rollouts.rows(new))
+
+            await self.call(index, "stream", prompts, seed, part, early.parts, put=put)
+            rollouts = Rollouts.concat(found)
+            row_of = {number: row for row, number in enumerate(rollouts.prompt_index.tolist())}
+            return rollouts.rows([row_of[number] for number in prompts.prompt_index.tolist()])
+
+        return await self.surely(index, sample)
+
+    def _check_version(self, index: int, rollouts: Rollouts) -> None:
+        """RoleError where other weights than the group's sampled."""
+        sampled_by = set(rollouts.policy_version.tolist())
+        if sampled_by != {self.version}:
+            raise RoleError(
+                f"{self.names[index]} sampled from weights of version {sorted(sampled_by)}, and {self.version} "
+                "was published: it missed a publish"
+            )

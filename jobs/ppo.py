@@ -93,6 +93,12 @@ class PPOConfig(Section):
         description="tokens of a response that one version of the weights samples at most; a longer one goes on beside "
         "the next batch, by newer weights; null: one version samples it to its end",
     )
+    judge_parts: int = Field(
+        default=1,
+        ge=1,
+        description="parts of each engine's responses of a step, those that end first in the first one; one is judged "
+        "(log-probs, values, scores) while the next is still being sampled; 1: judged when all have ended",
+    )
     layout: LayoutConfig = Field(
         default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
     )
@@ -159,6 +165,13 @@ class PPOConfig(Section):
                 f"max_staleness={self.max_staleness} samples while the other roles learn, but "
                 f"layout.roles.{moved[0]}.offload has them take turns on a GPU: set max_staleness=0, or a layout in "
                 "which the rollout role has GPUs of its own"
+            )
+        if self.judge_parts > 1 and (self.max_staleness or moved):
+            why = f"max_staleness={self.max_staleness} has a step's responses ready before it begins"
+            if moved:
+                why = f"layout.roles.{moved[0]}.offload has it and sampling take turns on a GPU"
+            raise ValueError(
+                f"judge_parts={self.judge_parts} judges responses while others are sampled, but {why}: leave one out"
             )
         if self.max_staleness and self.policy.recompute_logprobs_every > 1:
             raise ValueError(
@@ -394,7 +407,7 @@ def _sampler(config: PPOConfig, roles: Roles, prompts: Stream[Prompts]) -> Sampl
 
     around = roles.rollout, roles.publisher, prompts, config.run.seed
     if not config.max_staleness:
-        return OnPolicy(*around)
+        return OnPolicy(*around, config.judge_parts)
     lengths = config.sampling.max_new_tokens, config.partial_rollout_tokens
     return Ahead(*around, config.max_staleness, config.loop.steps, *lengths)
 
@@ -541,7 +554,7 @@ async def _start(
     if originals.columns:
         parts["reward"] = WithColumns(groups["reward"], originals)
     if texts is not None:
-        parts["policy"] = PretrainingMix(parts["policy"], texts)
+        parts["policy"] = PretrainingMix(parts["policy"], texts, config.loop.rollout_batch)
     timed = {role: stopwatch.timed(part, role) for role, part in parts.items()}
     return Roles(**timed, publisher=stopwatch.timed(publisher, "publisher"))
 

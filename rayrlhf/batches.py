@@ -202,6 +202,28 @@ class Experience:
                     f"Experience.{name} has shape {list(tensor.shape)}, but the rollouts' tokens have {shape}"
                 )
 
+    @classmethod
+    def joined(cls, parts: list[Experience]) -> Experience:
+        """One of all rows, in the order of their prompts."""
+        if len(parts) == 1:
+            return parts[0]
+        rollouts = Rollouts.concat([part.rollouts for part in parts])
+        order, width = rollouts.prompt_index.argsort(), rollouts.tokens.shape[1]
+
+        def rows(tensors: list[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors])[order]
+
+        rollouts = rollouts.rows(order)
+        # the very tensor says that the policy made none of its own (rayrlhf/policy_roles.py)
+        is_own = any(part.logprobs is not part.rollouts.sampled_logprobs for part in parts)
+        return cls(
+            rollouts,
+            rows([part.logprobs for part in parts]) if is_own else rollouts.sampled_logprobs,
+            rows([part.ref_logprobs for part in parts]),
+            Scores.concat([part.scores for part in parts]).rows(order),
+            Values.concat([part.values for part in parts]).rows(order),
+        )
+
 
 @dataclass(frozen=True)
 class PolicyBatch(Batch):

@@ -1,7 +1,7 @@
 """PPO's step as the papers write it (Ziegler et al. 2019; Ouyang et al. 2022; Schulman et al. 2017).
 
-        sampler.next                          rollouts of vLLM, weights of version k (rayrlhf/sampling.py)
-           |
+        sampler.next                          rollouts of vLLM, weights of version k (rayrlhf/sampling.py);
+           |                                  in parts, the first are judged while the rest is sampled
      +-----+---------+------------+
   policy.logprobs  reference.logprobs  critic.values  reward.scores       side by side
      +-----+---------+------------+
@@ -19,6 +19,7 @@ The roles are what rayrlhf/roles.py says; the coordinator knows neither Ray nor 
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from rayrlhf import estimators
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.kl_control import AdaptiveKL, FixedKL
 from rayrlhf.algorithms.score_shaping import ScoreShaping
-from rayrlhf.batches import CriticBatch, Experience, PolicyBatch
+from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Rollouts
 from rayrlhf.errors import DivergenceError
 from rayrlhf.ppo_config import AlgorithmConfig
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
@@ -75,20 +76,19 @@ class PPO:
         """
         roles, config, beta = self.roles, self.config, self.kl_control.beta
 
-        sampled = await sampler.next(step)
-        rollouts = sampled.rollouts
-        mask = rollouts.response_mask
-        logprobs, ref_logprobs, values, scores = await gather(
-            roles.policy.logprobs(rollouts),
-            roles.reference.logprobs(rollouts),
-            roles.critic.values(rollouts),
-            roles.reward.scores(rollouts),
-        )
-        experience = Experience(rollouts, logprobs, ref_logprobs, scores, values)
+        judged: list[Experience] = []
+        metrics: Metrics = {}
+        async with aclosing(sampler.next(step)) as parts:
+            async for sampled in parts:
+                judged.append(await self._judge(sampled.rollouts))
+                metrics |= sampled.metrics
+        experience = Experience.joined(judged)
         _check_finite(experience, step)
+        rollouts, logprobs, ref_logprobs = experience.rollouts, experience.logprobs, experience.ref_logprobs
+        mask = rollouts.response_mask
 
         beta_in_reward, beta_in_loss = (0.0, beta) if config.kl_in_loss else (beta, 0.0)
-        estimate = self.estimate(experience, self.shape_scores(scores.total), beta_in_reward)
+        estimate = self.estimate(experience, self.shape_scores(experience.scores.total), beta_in_reward)
 
         common = (rollouts.tokens, rollouts.lengths, mask)
         policy_metrics, critic_metrics = await gather(
@@ -97,14 +97,25 @@ class PPO:
                 step,
                 beta_in_loss,
             ),
-            roles.critic.update(CriticBatch(*common, values.values, estimate.returns), step),
+            roles.critic.update(CriticBatch(*common, experience.values.values, estimate.returns), step),
         )
         if step > config.critic_warmup_steps:  # while the policy stands still its KL of 0 would only lower beta
             kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
             self.kl_control.update(kl, len(rollouts))
         sync = await sampler.publish(step)
-        learned = policy_metrics | critic_metrics | sync | sampled.metrics
+        learned = policy_metrics | critic_metrics | sync | metrics
         return StepResult(experience, estimate, beta, step, learned)
+
+    async def _judge(self, rollouts: Rollouts) -> Experience:
+        """What every role says of some rows."""
+        roles = self.roles
+        logprobs, ref_logprobs, values, scores = await gather(
+            roles.policy.logprobs(rollouts),
+            roles.reference.logprobs(rollouts),
+            roles.critic.values(rollouts),
+            roles.reward.scores(rollouts),
+        )
+        return Experience(rollouts, logprobs, ref_logprobs, scores, values)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """What a checkpoint must keep beside the roles' own."""

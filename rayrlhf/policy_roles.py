@@ -88,13 +88,14 @@ class PretrainingMix(_Around):
     """Learns from a batch of `texts` in each RL step besides (PPO-ptx): the one of the same number as the step's batch
     of prompts, also where steps are taken again or learn nothing, and where more prompts have been sampled from."""
 
-    def __init__(self, policy: Any, texts: Stream[TextBatch]) -> None:
+    def __init__(self, policy: Any, texts: Stream[TextBatch], rollout_batch: int) -> None:
+        """`rollout_batch`: rows of a step."""
         super().__init__(policy)
-        self.texts = texts
+        self.texts, self.rollout_batch = texts, rollout_batch
         self._number = 0  # of the batch whose log-probs were asked for last
 
     async def logprobs(self, rollouts: Rollouts) -> Tensor:
-        self._number = int(rollouts.prompt_index[0]) // len(rollouts)
+        self._number = int(rollouts.prompt_index[0]) // self.rollout_batch
         return await super().logprobs(rollouts)
 
     async def update(self, batch: PolicyBatch, step: int, kl_coefficient: float) -> Metrics:

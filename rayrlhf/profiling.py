@@ -10,6 +10,7 @@ What runs in other processes (vLLM's workers with tensor_parallel above 1, a rew
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import tempfile
 import time
@@ -96,7 +97,15 @@ def span(name: str) -> Iterator[None]:
 
 
 def spanned(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method`, whose calls are spans of its name."""
+    """`method`, whose calls are spans of its name; one of a generator lasts until it is over."""
+    if inspect.isgeneratorfunction(method):
+
+        @functools.wraps(method)
+        def each(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with span(method.__name__):
+                yield from method(*args, **kwargs)
+
+        return each
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:

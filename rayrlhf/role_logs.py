@@ -16,7 +16,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,27 +90,40 @@ def note(line: str, level: int = logging.INFO) -> bool:
 
 
 def _logged(method: Callable[..., Any]) -> Callable[..., Any]:
-    name = method.__name__
+    if inspect.isgeneratorfunction(method):  # Ray asks what it is, so it stays one
+
+        @functools.wraps(method)
+        def each(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _lines_around(method.__name__, args, kwargs):
+                yield from method(self, *args, **kwargs)
+
+        return each
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        global _depth
-        log = _logger(os.environ.get(VARIABLE))
-        if log is None or _depth:  # what a call calls in turn is part of it
+        with _lines_around(method.__name__, args, kwargs):
             return method(self, *args, **kwargs)
-        log.info("begin %s(%s)", name, _told(args, kwargs))
-        _depth, began = 1, time.perf_counter()
-        try:
-            answer = method(self, *args, **kwargs)
-        except BaseException:
-            log.exception("failed %s after %.3f s", name, time.perf_counter() - began)
-            raise
-        finally:
-            _depth = 0
-        log.info("end %s after %.3f s", name, time.perf_counter() - began)
-        return answer
 
     return call
+
+
+@contextmanager
+def _lines_around(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    global _depth
+    log = _logger(os.environ.get(VARIABLE))
+    if log is None or _depth:  # what a call calls in turn is part of it
+        yield
+        return
+    log.info("begin %s(%s)", name, _told(args, kwargs))
+    _depth, began = 1, time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        log.exception("failed %s after %.3f s", name, time.perf_counter() - began)
+        raise
+    finally:
+        _depth = 0
+    log.info("end %s after %.3f s", name, time.perf_counter() - began)
 
 
 @functools.cache

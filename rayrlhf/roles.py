@@ -7,6 +7,8 @@ StateLost where a rank of theirs failed; the others mend themselves, or raise Ga
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,6 +16,14 @@ from torch import Tensor
 from rayrlhf.batches import CriticBatch, Part, PolicyBatch, Prompts, Rollouts, Scores, Values
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Early:
+    """Asks for the rows of a batch that have ended while others are being sampled."""
+
+    parts: int  # that each engine makes of its rows, those that end first in the first one
+    put: Callable[[Rollouts], None]  # takes each part as it is there; every row comes once
 
 
 class Policy(Protocol):
@@ -73,7 +83,9 @@ class Reward(Protocol):
 class Rollout(Protocol):
     """The engines that sample responses."""
 
-    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+    async def generate(
+        self, prompts: Prompts, seed: int, part: Part | None = None, early: Early | None = None
+    ) -> Rollouts:
         """One response a row of `prompts`; `seed` and `prompt_index` fix each row's sampling.
 
         Of each only that part, where one is given: the answer's mask, log-probs and version are of its tokens alone.

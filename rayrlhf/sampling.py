@@ -23,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,13 +41,14 @@ from rayrlhf.partial_rollouts import (
     num_parts,
     partial_share,
 )
-from rayrlhf.roles import Metrics, Publisher, Rollout
+from rayrlhf.roles import Early, Metrics, Publisher, Rollout
+from rayrlhf.side_by_side import put_by
 from rayrlhf.stream import Stream, read
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a step is given."""
+    """What a step is given, or a part of its rows."""
 
     rollouts: Rollouts
     metrics: Metrics = field(default_factory=dict)
@@ -67,8 +70,9 @@ class Sampler(Protocol):
         What was sampled before is dropped, but for what `save` wrote under `directory`.  Raises what `publish` does.
         """
 
-    async def next(self, step: int) -> Sampled:
-        """The rollouts of that step; steps are asked for in order.  Raises what sampling raised."""
+    def next(self, step: int) -> AsyncGenerator[Sampled, None]:
+        """The rollouts of that step, at once or in parts as they have ended; steps are asked for in order.  Raises
+        what sampling raised.  To be closed where it is left early."""
 
     async def publish(self, step: int) -> Metrics:
         """The policy is as step `step` left it.  Raises what exporting its weights raises."""
@@ -91,9 +95,12 @@ class OnPolicy:
 
     max_staleness = 0
 
-    def __init__(self, rollout: Rollout, publisher: Publisher, prompts: Stream[Prompts], seed: int) -> None:
-        """`seed`: the run's."""
+    def __init__(
+        self, rollout: Rollout, publisher: Publisher, prompts: Stream[Prompts], seed: int, parts: int = 1
+    ) -> None:
+        """`seed`: the run's.  `parts`: in which each engine hands over its rows."""
         self._rollout, self._publisher, self._prompts, self._seed = rollout, publisher, prompts, seed
+        self._parts = parts
 
     @property
     def used(self) -> int:
@@ -103,11 +110,20 @@ class OnPolicy:
         self._prompts.seek(used)
         await self._publisher.publish(step)
 
-    async def next(self, step: int) -> Sampled:
+    async def next(self, step: int) -> AsyncGenerator[Sampled, None]:
         began = time.perf_counter()
         prompts = await read(self._prompts)
-        waited_s = time.perf_counter() - began
-        return Sampled(await self._rollout.generate(prompts, self._seed), {"time/data_s": waited_s})
+        metrics = {"time/data_s": time.perf_counter() - began}
+        if self._parts == 1:
+            yield Sampled(await self._rollout.generate(prompts, self._seed), metrics)
+            return
+
+        def generate(put: Callable[[Rollouts], None]) -> Awaitable[Rollouts]:
+            return self._rollout.generate(prompts, self._seed, early=Early(self._parts, put))
+
+        async with aclosing(put_by(generate)) as found:
+            async for rollouts in found:
+                yield Sampled(rollouts, metrics)
 
     async def publish(self, step: int) -> Metrics:
         return await self._publisher.publish(step)
@@ -178,7 +194,7 @@ class Ahead:
         self._task = asyncio.create_task(self._sample())
         self._task.add_done_callback(lambda _: self._tell())
 
-    async def next(self, step: int) -> Sampled:
+    async def next(self, step: int) -> AsyncGenerator[Sampled, None]:
         began = time.perf_counter()
         self._is_held = False
         self._tell()
@@ -188,7 +204,7 @@ class Ahead:
         rollouts, metrics = self._batches.pop(step), {"time/sample_wait_s": time.perf_counter() - began}
         if self._part < self._longest:
             metrics["sync/partial_share"] = partial_share(rollouts, self._part)
-        return Sampled(rollouts, metrics)
+        yield Sampled(rollouts, metrics)
 
     async def publish(self, step: int) -> Metrics:
         self._copies[step], metrics = await self._publisher.export(step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def gather(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -17,3 +19,24 @@ async def gather(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def put_by(call: Callable[[Callable[[T], None]], Awaitable[Any]]) -> AsyncGenerator[T, None]:
+    """What `call(put)` puts while it runs, in order; raises what it raises.  To be closed where it is left early
+    (`contextlib.aclosing`): that ends the call, and waits until it is over."""
+    found: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def called() -> None:
+        try:
+            await call(found.put_nowait)
+        finally:
+            found.put_nowait(None)
+
+    task = asyncio.ensure_future(called())
+    try:
+        while (one := await found.get()) is not None:
+            yield one
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections import Counter
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rayrlhf.batches import CriticBatch, Part, PolicyBatch, Prompts, Rollouts, Scores, Values
 from rayrlhf.errors import DivergenceError, StateLost
+from rayrlhf.roles import Early
 
 
 @dataclass
@@ -40,7 +42,17 @@ class FakeRoles:
     restarts: int = 0
     untrained: float = -1.0
 
-    async def generate(self, prompts: Prompts, seed: int, part: Part | None = None) -> Rollouts:
+    async def generate(
+        self, prompts: Prompts, seed: int, part: Part | None = None, early: Early | None = None
+    ) -> Rollouts:
+        """Early parts come last rows first."""
+        if early is not None:
+            shares = [await self.generate(share, seed) for share in prompts.dealt(early.parts)]
+            for share in reversed(shares):
+                early.put(share)
+                await asyncio.sleep(0.01)
+            self.calls.append("generated")
+            return Rollouts.concat(shares)
         self.calls.append("generate")
         assert self.published is not None, "the engine was asked before any weights were published"
         part = Part.of_all(len(prompts), 3) if part is None else part

@@ -188,7 +188,7 @@ def test_each_step_mixes_the_texts_of_its_prompts_number_in():
     async def steps():
         fake = FakeRoles()
         await fake.publish(0)
-        mix = PretrainingMix(Policy(), Stream(texts, 3, 9))
+        mix = PretrainingMix(Policy(), Stream(texts, 3, 9), 2)
         # step 2 again, as policy and critic were begun anew; then a step that learnt nothing
         for step, number, learns in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (2, 4, 1), (3, 5, 0), (3, 6, 1)):
             await mix.logprobs(await fake.generate(prompts(2, first=2 * number), 7))
@@ -240,3 +240,37 @@ async def test_where_memory_is_asked_for_too_no_call_outlives_the_first_error():
     with pytest.raises(StateLost, match="policy-0 died"):
         await _peak_memory({name: Group(name) for name in ("rollout", "policy")})
     assert ended == ["rollout"]
+
+
+def test_parts_are_judged_while_the_rest_is_sampled_and_nothing_else_changes():
+    async def run(parts: int):
+        fake = FakeRoles(logprob=-1.0, reference=-1.5)
+        await fake.publish(0)
+        source = OnPolicy(fake, fake, Stream(lambda first, last: iter([prompts(5)]), 0, 1), 7, parts)
+        return fake, await make(fake, kl=KLConfig(beta=0.2)).step(source, 1)
+
+    (_, whole), (fake, found) = asyncio.run(run(1)), asyncio.run(run(2))
+    asked = [call for call in fake.calls if call in ("reward.scores", "generated", "policy.update")]
+    assert asked == ["reward.scores", "reward.scores", "generated", "policy.update"]
+    for a, b in (
+        (found.experience.rollouts, whole.experience.rollouts),
+        (found.experience.scores, whole.experience.scores),
+    ):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in a.SHAPES)
+    for name in ("logprobs", "ref_logprobs"):
+        assert torch.equal(getattr(found.experience, name), getattr(whole.experience, name))
+    assert torch.equal(found.estimate.advantages, whole.estimate.advantages)
+    assert found.learned == whole.learned | {"time/data_s": found.learned["time/data_s"]}
+
+
+def test_a_part_that_cannot_be_judged_ends_the_sampling():
+    fake = FakeRoles(lost_at=[("policy.logprobs", 1)])
+
+    async def run():
+        await fake.publish(0)
+        source = OnPolicy(fake, fake, Stream(lambda first, last: iter([prompts(4)]), 0, 1), 7, 2)
+        with pytest.raises(StateLost):
+            await make(fake).step(source, 1)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(run()) == 1 and "generated" not in fake.calls

@@ -260,7 +260,7 @@ def test_a_pretraining_mix_goes_on_with_the_texts_of_the_steps_taken_again(tmp_p
         return await update(*given)
 
     roles.critic.update = update_later
-    done.ppo.roles = replace(roles, policy=PretrainingMix(roles.policy, Stream(slowly, 0, 5)))
+    done.ppo.roles = replace(roles, policy=PretrainingMix(roles.policy, Stream(slowly, 0, 5), 2))
     asyncio.run(done.run())
     assert done.restarts.count == 1 and fake.texts == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
 

@@ -39,6 +39,10 @@ class Slow(FakeRoles):
         await super().load(copy)
 
 
+async def rows_of(sampler, step: int) -> Rollouts:
+    return Rollouts.concat([part.rollouts async for part in sampler.next(step)])
+
+
 def stream() -> Stream[Prompts]:
     return Stream(lambda first, last: (prompts(2, first=2 * n) for n in range(first, last)), 0, STEPS)
 
@@ -51,7 +55,7 @@ async def steps(sampler, fake: Slow, first: int, last: int, settle_at: tuple[int
     """(version, number of the batch) of each step; the policy learns 0.125 a step, in random time."""
     found = []
     for step in range(first, last + 1):
-        rollouts = (await sampler.next(step)).rollouts
+        rollouts = await rows_of(sampler, step)
         version = set(rollouts.policy_version.tolist())
         assert len(version) == 1
         found.append((version.pop(), int(rollouts.prompt_index[0]) // 2))
@@ -86,14 +90,14 @@ async def test_saved_and_begun_again_is_as_if_nothing_had_been(tmp_path, stalene
     await one.begin(0, 0)
     await steps(one, whole, 1, 3)
     await one.save(str(tmp_path))
-    later = [(await one.next(4)).rollouts]
+    later = [await rows_of(one, 4)]
     await one.close()
     fake = Slow(1)
     fake.logprob = -1.0 + 3 * 0.125
     other = ahead(fake, staleness)
     await other.begin(3, 3, str(tmp_path))
     assert other.used == 3
-    again = (await other.next(4)).rollouts
+    again = await rows_of(other, 4)
     for name in Rollouts.SHAPES:
         assert torch.equal(getattr(again, name), getattr(later[0], name)), name
     fake.logprob += 0.125
@@ -119,7 +123,7 @@ async def test_what_sampling_raised_comes_out_of_next_and_of_settle():
     await sampler.begin(0, 0)
     await steps(sampler, fake, 1, 2)
     with pytest.raises(RuntimeError, match="the engine broke"):
-        await sampler.next(3)
+        await rows_of(sampler, 3)
     with pytest.raises(RuntimeError, match="the engine broke"):
         await sampler.settle()
     await sampler.close()
@@ -134,7 +138,7 @@ async def test_stop_ends_the_sampling_at_once_and_next_says_so():
     await asyncio.sleep(0.01)
     assert fake.generated == before
     with pytest.raises(RuntimeError, match="not begun, or was stopped"):
-        await sampler.next(1)
+        await rows_of(sampler, 1)
 
 
 def test_staleness_0_is_not_ahead():
@@ -169,7 +173,7 @@ def versions(rollouts: Rollouts) -> list[list[int]]:
 async def parts(sampler: Ahead, fake: Slow, first: int, last: int, settle_at: tuple[int, ...] = ()) -> list[object]:
     found: list[object] = []
     for step in range(first, last + 1):
-        sampled = await sampler.next(step)
+        (sampled,) = [part async for part in sampler.next(step)]
         rollouts = sampled.rollouts
         assert torch.equal(rollouts.lengths, prompts(2).lengths + rollouts.response_mask.sum(1))
         assert rollouts.finished.tolist() == [index % LONGEST < LONGEST - 1 for index in rollouts.prompt_index.tolist()]

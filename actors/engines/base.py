@@ -25,6 +25,14 @@ class Engine(Protocol):
     def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
         """One response a row, or that part of it; each row's sampling is fixed by `seed`, its prompt_index and what
         of its response is there already."""
+        (whole,) = self.stream(prompts, sampling, seed, part)
+        return whole
+
+    def stream(
+        self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None, parts: int = 1
+    ) -> Iterator[Rollouts]:
+        """`generate`'s rows in up to `parts` batches: as soon as its share of the rows has ended, each yields all that
+        have by then, in row order.  Which these are depends on the rows alone, and not on time."""
 
     def load_weights(self, version: int, buckets: Iterable[dict[str, Tensor]]) -> dict[str, str]:
         """Replaces all weights (Hugging Face names -> whole tensors, tied ones once).
@@ -104,6 +112,11 @@ class StopStrings:
         before = prompt[-_CONTEXT:]
         text = self._tokenizer.decode(before + response)[len(self._tokenizer.decode(before)) :]
         return any(stop in text for stop in texts)
+
+
+def share_of(rows: int, parts: int) -> int:
+    """Rows that must have ended for `Engine.stream` to yield them."""
+    return -(-rows // parts)
 
 
 def check_prompts(prompts: Prompts, part: Part, context: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engines.base import (
+    Engine,
     StopStrings,
     assemble,
     check_complete,
@@ -17,12 +18,13 @@ from actors.engines.base import (
     digesting,
     end_tokens,
     row_seed,
+    share_of,
 )
 from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """See actors.engines.base.Engine."""
 
     def __init__(self, folder: str, config: RolloutConfig) -> None:
@@ -39,8 +41,10 @@ class TransformersEngine:
         self._context = config.max_model_len or model.config.max_position_embeddings
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
-        """One response a row; prompts are padded on the left, so that all rows grow at the same place."""
+    def stream(
+        self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None, parts: int = 1
+    ) -> Iterator[Rollouts]:
+        """See Engine; prompts are padded on the left, so that all rows grow at the same place."""
         part = Part.of_all(len(prompts), sampling.max_new_tokens) if part is None else part
         check_prompts(prompts, part, self._context)
         count, width, longest = len(prompts), int(prompts.lengths.max()), int(part.limit.max())
@@ -66,6 +70,7 @@ class TransformersEngine:
         stops = self._stops.of(sampling)
         lengths = part.limit.clone()  # of the responses, with what ends them
         ended = torch.zeros(count, dtype=torch.bool)
+        given = torch.zeros(count, dtype=torch.bool)
         cache = None
         for step in range(longest):
             output = self._model(
@@ -87,17 +92,34 @@ class TransformersEngine:
             ends &= step < part.limit
             lengths[ends & ~ended] = step + 1
             ended |= ends
-            if (ended | (step + 1 >= part.limit)).all():
+            done = ended | (step + 1 >= part.limit)
+            new = done & ~given
+            if done.all() or int(new.sum()) >= share_of(count, parts):
+                yield self._assembled(prompts, new, sampled, logprobs, lengths, ended)
+                given |= new
+            if done.all():
                 break
             tokens = chosen[:, None]
             mask = torch.cat([mask, torch.ones(count, 1, dtype=torch.int64)], dim=1)
             positions = positions[:, -1:] + 1
-        # rows were fed more after their end or limit, until the last one was there
+
+    def _assembled(
+        self,
+        prompts: Prompts,
+        new: Tensor,
+        sampled: list[Tensor],
+        logprobs: list[Tensor],
+        lengths: Tensor,
+        ended: Tensor,
+    ) -> Rollouts:
+        """Of the rows in `new`, bool[B].  Some were fed more after their end or limit, until the others were there."""
+        rows = new.nonzero()[:, 0]
+        counts = lengths[rows].tolist()
         return assemble(
-            prompts,
-            [row[:n] for row, n in zip(torch.stack(sampled, 1).tolist(), lengths.tolist(), strict=True)],
-            [row[:n] for row, n in zip(torch.stack(logprobs, 1).tolist(), lengths.tolist(), strict=True)],
-            ended.tolist(),
+            prompts.rows(rows),
+            [row[:n] for row, n in zip(torch.stack(sampled, 1)[rows].tolist(), counts, strict=True)],
+            [row[:n] for row, n in zip(torch.stack(logprobs, 1)[rows].tolist(), counts, strict=True)],
+            ended[rows].tolist(),
             self.version,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engines.base import (
+    Engine,
     StopStrings,
     assemble,
     check_complete,
@@ -19,6 +20,7 @@ from actors.engines.base import (
     digesting,
     end_tokens,
     row_seed,
+    share_of,
 )
 from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import RoleError
@@ -38,7 +40,7 @@ _ENVIRONMENT = {
 _LEAST_FREE = 0.05
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """See actors.engines.base.Engine."""
 
     def __init__(self, folder: str, config: RolloutConfig, sleeps: bool = False) -> None:
@@ -80,15 +82,17 @@ class VLLMEngine:
         one = torch.ones(1, dtype=torch.int64)
         self.generate(Prompts(one[:, None], one, one), SamplingConfig(max_new_tokens=1), seed=0)
 
-    def generate(self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None) -> Rollouts:
-        """One response a row; log-probabilities as vLLM computed them while sampling."""
+    def stream(
+        self, prompts: Prompts, sampling: SamplingConfig, seed: int, part: Part | None = None, parts: int = 1
+    ) -> Iterator[Rollouts]:
+        """See Engine; log-probabilities as vLLM computed them while sampling."""
         from vllm import SamplingParams
 
         part = Part.of_all(len(prompts), sampling.max_new_tokens) if part is None else part
         check_prompts(prompts, part, self._context)
         stops = self._stops.of(sampling)
         rows = list(zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True))
-        outputs = self._llm.generate(
+        requests = self._llm.enqueue(
             [{"prompt_token_ids": tokens[:length]} for tokens, length in rows],
             [
                 SamplingParams(
@@ -109,12 +113,29 @@ class VLLMEngine:
             ],
             use_tqdm=False,
         )
-        completions = [output.outputs[0] for output in outputs]
+        # vLLM numbers requests in the order in which they come, and puts the number first in its own name of each
+        row_of = {name.split("-")[0]: row for row, name in enumerate(requests)}
+        engine, ended = self._llm.llm_engine, dict[int, Any]()  # the latter by row, not yielded yet
+        try:
+            while engine.has_unfinished_requests():
+                ended |= {row_of[output.request_id]: output.outputs[0] for output in engine.step() if output.finished}
+                if len(ended) >= share_of(len(prompts), parts) or not engine.has_unfinished_requests():
+                    if ended:
+                        yield self._assembled(prompts, ended)
+                    ended = {}
+        finally:
+            if engine.has_unfinished_requests():  # it was left before its end
+                engine.abort_request(requests, internal=True)
+
+    def _assembled(self, prompts: Prompts, completions: dict[int, Any]) -> Rollouts:
+        """Of those rows."""
+        rows = sorted(completions)
+        found = [completions[row] for row in rows]
         return assemble(
-            prompts,
-            [list(c.token_ids) for c in completions],
-            [[entry[token].logprob for token, entry in zip(c.token_ids, c.logprobs, strict=True)] for c in completions],
-            [c.finish_reason == "stop" for c in completions],
+            prompts.rows(rows),
+            [list(c.token_ids) for c in found],
+            [[entry[token].logprob for token, entry in zip(c.token_ids, c.logprobs, strict=True)] for c in found],
+            [c.finish_reason == "stop" for c in found],
             self.version,
         )
 

@@ -4,6 +4,7 @@ vLLM changes the process it lives in (threads, memory, torch.distributed), so ea
 actor, as in production.
 """
 
+import itertools
 import os
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from actors.config import EvaluationSamplingConfig, RolloutConfig, SamplingConfig, check_lengths
 from actors.engines.base import end_tokens, row_seed
 from actors.engines.transformers import draw
-from rayrlhf.batches import Part, Prompts
+from rayrlhf.batches import Part, Prompts, Rollouts
 from rayrlhf.errors import ConfigError, DataError, RoleError
 from rayrlhf.models.digest import tensor_digest
 from rayrlhf.partial_rollouts import cut_rows, joined, next_parts
@@ -38,6 +39,9 @@ class Host:
 
     def generate(self, *args):
         return self.engine.generate(*args)
+
+    def stream(self, *args):
+        return list(self.engine.stream(*args))
 
     def load(self, version, buckets):
         return self.engine.load_weights(version, buckets)
@@ -93,6 +97,24 @@ def largest_gap(model, rollouts, temperature):
         expected = torch.stack([logprobs[t - 1, tokens[t]] for t in mask.nonzero()[:, 0].tolist()])
         gaps.append((expected - rollouts.sampled_logprobs[row, : len(tokens)][mask]).abs().max())
     return max(gaps).item()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_rows_that_end_first_come_first_and_are_those_of_the_whole(host, engine):
+    actor, part = host(engine, "llama"), Part(torch.zeros(24, dtype=torch.int64), torch.arange(24) % 6 * 8 + 2)
+    whole = ray.get(actor.generate.remote(prompts(24), SAMPLING, 1, part))
+    found = ray.get(actor.stream.remote(prompts(24), SAMPLING, 1, part, 3))
+    assert 2 <= len(found) <= 3 and all(len(some) >= 8 for some in found[:-1])
+    lengths = [some.response_mask.sum(1) for some in found]
+    assert all(before.max() <= after.min() for before, after in itertools.pairwise(lengths))
+    assert all(some.prompt_index.diff().gt(0).all() for some in found), "in row order"
+    joined = Rollouts.concat(found)
+    joined = joined.rows(joined.prompt_index.argsort())
+    for name in Rollouts.SHAPES:
+        if name == "sampled_logprobs":
+            assert torch.allclose(joined.sampled_logprobs, whole.sampled_logprobs, atol=1e-5)
+        else:
+            assert torch.equal(getattr(joined, name), getattr(whole, name)), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,12 +3,14 @@
 import asyncio
 
 import pytest
+import ray
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.rollout import RolloutGroup
-from rayrlhf.batches import Prompts
+from rayrlhf.batches import Part, Prompts
 from rayrlhf.errors import ModelError
+from rayrlhf.roles import Early
 
 
 class Anywhere:
@@ -18,8 +20,8 @@ class Anywhere:
         return {"name": f"{role}-{rank}", "num_cpus": 0}
 
 
-def group(folder, count):
-    config, sampling = RolloutConfig(engine="transformers"), SamplingConfig(max_new_tokens=12)
+def group(folder, count, max_new_tokens=12):
+    config, sampling = RolloutConfig(engine="transformers"), SamplingConfig(max_new_tokens=max_new_tokens)
     return RolloutGroup(folder, config, sampling, Anywhere(), count, deadline_s=60)
 
 
@@ -49,6 +51,35 @@ def test_the_number_of_replicas_changes_nothing(ray_local, tiny_model):
     assert torch.allclose(one.sampled_logprobs, two.sampled_logprobs, atol=1e-5)
     length = int(single.lengths[0])  # fewer rows than replicas
     assert torch.equal(single.tokens[0, :length], one.tokens[0, :length])
+
+
+def test_each_row_comes_early_once_also_where_a_replica_dies(ray_local, tiny_model):
+    rollout, given = group(tiny_model("llama"), 2, max_new_tokens=110), []
+
+    def put(rows):
+        if not given:
+            ray.kill(rollout.handles[int(rows.prompt_index[0]) // 8])
+        given.append(rows)
+
+    async def sample():
+        await rollout.start(120)
+        whole = await rollout.generate(prompts(16), seed=3)
+        part = Part(torch.zeros(16, dtype=torch.int64), torch.arange(16) % 8 // 2 * 36 + 2)
+        early = await rollout.generate(prompts(16), seed=3, part=part, early=Early(4, put))
+        return whole, early
+
+    try:
+        whole, early = asyncio.run(sample())
+    finally:
+        rollout.stop()
+    assert len(given) > 4 and sorted(torch.cat([rows.prompt_index for rows in given]).tolist()) == list(range(16))
+    assert early.prompt_index.tolist() == list(range(16))
+    for rows in given:
+        for row, index in enumerate(rows.prompt_index.tolist()):
+            end = int(rows.lengths[row])
+            assert end == int(early.lengths[index])
+            assert torch.equal(rows.tokens[row, :end], whole.tokens[index, :end])
+    assert rollout._restarts.count == 1
 
 
 def test_a_folder_without_an_end_token_is_the_users_error(ray_local, tiny_model, tmp_path):

@@ -88,6 +88,16 @@ CASES = (
         ("are of other weights", "leave one out"),
     ),
     Case(
+        "judging while it samples ahead",
+        given(*PPO, "judge_parts=4", "max_staleness=1"),
+        ("judge_parts=4", "responses ready before it begins", "leave one out"),
+    ),
+    Case(
+        "judging beside sampling with roles that take turns",
+        given(*PPO, "judge_parts=4", "layout=one_gpu"),
+        ("judge_parts=4", "take turns on a GPU", "leave one out"),
+    ),
+    Case(
         "parts of responses that come too late",
         given(*PPO, "partial_rollout_tokens=5", "max_staleness=1"),
         ("partial_rollout_tokens=5", "max_staleness is 1: set at least"),
