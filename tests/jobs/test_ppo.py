@@ -122,6 +122,31 @@ def test_a_resumed_run_gives_the_numbers_of_the_undisturbed_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_judged_in_parts_a_run_gives_the_same_numbers(
+    ranks, tiny_model, reward_folder, prompts_file, tmp_path, ray_local
+):
+    def rows(name: str, **more: Any) -> dict[int, dict[str, float]]:
+        more |= {"layout.roles.policy.ranks": ranks, "layout.roles.policy.cpus": 0.1, "sampling.max_new_tokens": 90}
+        keys = overrides(tmp_path / name, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
+        ppo.run(load(ppo.PPOConfig, None, keys))
+        return rows_of(tmp_path / name)
+
+    whole, parts = rows("whole"), rows("parts", judge_parts=8)
+    assert_invariants(parts)
+    for step in range(1, STEPS + 1):
+        assert parts[step].keys() == whole[step].keys()
+        for name, value in whole[step].items():
+            if name.startswith(("objective", "rollout", "loss", "eval")):
+                assert parts[step][name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
+    logs = tmp_path / "parts" / "tiny" / "logs" / "ppo"
+    sampled, judged = ((logs / f"{role}-0.log").read_text() for role in ("rollout", "reward"))
+    assert sampled.count("INFO end stream after") == STEPS
+    evaluations = STEPS + 1
+    assert STEPS < judged.count("INFO end scores after") - evaluations <= 8 * STEPS
+
+
+@pytest.mark.slow
 def test_a_run_of_two_policy_ranks_is_resumed_with_one(tiny_model, reward_folder, prompts_file, tmp_path, ray_local):
     def config(**more: Any) -> ppo.PPOConfig:
         keys = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **more)
