@@ -1,4 +1,4 @@
-"""Sampling beside learning: `python -m benchmarks.asynchronous ahead|parts [--rounds N]`.
+"""Sampling beside learning: `python -m benchmarks.asynchronous ahead|parts|judge [--rounds N]`.
 
 GRPO on the task of benchmarks/peers (`python -m benchmarks.peers sft sampling` makes both models: runs/bench), two
 settings in turns, ABAB.  Where the layout gives sampling a machine of its own, one does not slow the other down; here
@@ -6,6 +6,7 @@ the engine is pinned to one core and all other roles to the rest, in all runs.
 
     ahead  max_staleness 0 and 1; sampling and learning sized to take similar time
     parts  max_staleness 4, responses that end anywhere below 224 tokens sampled whole and in parts of 64 tokens
+    judge  the same responses, judged when all have ended and in 4 parts while others are sampled
 
 Writes benchmarks/results/asynchronous-EXPERIMENT-DATE.json.
 """
@@ -58,6 +59,7 @@ class Experiment:
 EXPERIMENTS = {
     "ahead": Experiment(16, 16, 224, False, (("max_staleness=0",), ("max_staleness=1",))),
     "parts": Experiment(24, 32, 224, True, (("max_staleness=4",), ("max_staleness=4", "partial_rollout_tokens=64"))),
+    "judge": Experiment(24, 32, 224, True, (("judge_parts=1",), ("judge_parts=4",))),
 }
 SECONDS = ("rollout_generate", "policy_logprobs", "reference_logprobs", "policy_update", "sample_wait")
 
