@@ -102,15 +102,36 @@ def test_a_row_sees_only_itself() -> None:
 
 
 def test_attention_is_padded_to_twice_its_tokens_at_most() -> None:
-    lengths = torch.tensor([100, 60, 51, 50, 49, 3, 3, 2, 1])
-    groups = forward._groups(lengths)
-    assert [(g.rows, g.longest, g.start, g.stop) for g in groups] == [
-        (4, 100, 0, 261),
-        (1, 49, 261, 310),
-        (3, 3, 310, 318),
-        (1, 1, 318, 319),
-    ]
-    assert groups[1].index is None, "nothing to pad"
+    lengths = [3, 100, 60, 1, 49, 50, 2, 51]
+    rows = forward._Rows(torch.tensor(lengths))
+    assert rows.groups == [(4, 100), (1, 49), (2, 3), (1, 1)], "longest first: 100 60 51 50, 49, 3 2, 1"
+    numbered = torch.arange(1.0, sum(lengths) + 1)[None, :, None]  # [H, N, D]
+    groups = [group[:, 0, :, 0].tolist() for group in rows.padded(numbered)]  # [rows, longest]
+    assert [round(row[0]) for group in groups for row in group] == [4, 104, 266, 214, 165, 1, 264, 164]
+    assert groups[0][1][59:62] == [163, 0, 0] and groups[2][1] == [264, 265, 0]
+    back = rows.flat([group.transpose(1, 2) for group in rows.padded(numbered)])
+    assert back[:, 0, 0].tolist() == numbered[0, :, 0].tolist()
+
+
+def test_rows_without_padding_stay_where_they_are() -> None:
+    assert forward._Rows(torch.tensor([4, 4, 2, 1])).groups == [(3, 4), (1, 1)]
+    assert forward._Rows(torch.tensor([4, 4]))._place is None
+    assert forward._Rows(torch.tensor([4, 1, 4]))._place is not None
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_short_rows_attend_in_float32_on_cpus(kind: str, monkeypatch) -> None:
+    """In bfloat16 as exact as its own attention is, or more."""
+    model, (tokens, lengths) = build(kind), pad(ROWS)
+    exact = forward.causal_logits(model, tokens, lengths)
+    far = {}
+    for short in (0, 512):
+        monkeypatch.setattr(forward, "_SHORT", short)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward.causal_logits(model, tokens, lengths)
+        assert gradients(model, logits.float())
+        far[short] = float((logits - exact).detach().abs().mean())
+    assert 0 < far[512] < 1.1 * far[0] < 0.01
 
 
 def test_what_cannot_be_asked_for_is_refused() -> None:
