@@ -122,7 +122,7 @@ def _load_owner(
         state[kind] = torch.zeros_like(owner)
     steps = [entry["step"] for entry in saved.values() if "step" in entry]
     if steps:  # of one partition there is one count: ZeRO counts steps without a gradient too
-        state["step"] = torch.tensor(max(steps))
+        state["step"] = torch.tensor(max(steps), device=owner.device)  # where the fused optimizer has it
     for shard in some:
         targets = {_WEIGHT: owner} | {kind: state[kind] for kind in kinds}
         for kind, target in targets.items():
