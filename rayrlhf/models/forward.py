@@ -28,8 +28,8 @@ from torch import Tensor
 
 _ATTENTION = "rayrlhf_rows"  # the name under which transformers finds `_attention`
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-# Tokens of the longest row up to which CPUs attend in float32, also under autocast: their bfloat16 kernel goes backward
-# over 28 rows of 34 tokens in 13.6 ms where float32 takes 3.6, over 256 to 512 tokens in the same time, over more in less
+# Tokens of the longest row up to which CPUs attend in float32, under autocast too: their bfloat16 kernel goes back over
+# 28 rows of 34 tokens in 13.6 ms where float32 takes 3.6, over 256 to 512 tokens in the same time, over more in less
 _SHORT = 512
 _CAN = "computes_without_padding"  # an attribute of the model, the answer of `leaves_padding_out`
 
