@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.peers import limits
-from benchmarks.peers.__main__ import ROWS, more_of, table
+from benchmarks.peers.__main__ import ROWS, in_dtype, more_of, table
 from benchmarks.peers.generation import padded
 from benchmarks.peers.our_side import command, phases, steps_of
 from benchmarks.peers.rewards import trl_vowels
@@ -31,9 +31,13 @@ def test_limits(model):
     assert limits.tokens_per_s("sft", model, 1e9, is_adapter=False) == 1e9 / (6 * 1728)
     assert limits.tokens_per_s("dpo", model, 1e9, is_adapter=True) == 1e9 / (6 * 1728)
     assert limits.tokens_per_s("sampling", model, 1e9, is_adapter=False) == 1e9 / (2 * 2128)
-    assert limits.step_seconds("grpo", model, 1e9, 100, is_adapter=False) == pytest.approx(100 * 10 * 2128 / 1e9)
-    ppo = limits.step_seconds("ppo", model, 1e9, 100, is_adapter=False)
+    rates = {"float32": 1e9, "bf16": 4e9}
+    grpo = limits.step_seconds("grpo", model, rates, "float32", 100, is_adapter=False)
+    assert grpo == pytest.approx(100 * 10 * 2128 / 1e9)
+    ppo = limits.step_seconds("ppo", model, rates, "float32", 100, is_adapter=False)
     assert ppo == pytest.approx(100 * (28 * 2128 + 26 * 1728) / 1e9)
+    ppo = limits.step_seconds("ppo", model, rates, "bf16", 100, is_adapter=False)
+    assert ppo == pytest.approx(100 * (2 * 2128 / 1e9 + (26 * 2128 + 26 * 1728) / 4e9)), "sampling stays float32"
 
 
 def test_steps_are_told_by_their_warm_part():
@@ -67,6 +71,13 @@ def test_rows_are_padded_where_a_side_expects_it():
     for on_the_left, ids in ((True, [[0, 1], [2, 3]]), (False, [[1, 0], [2, 3]])):
         found, mask = padded([[1], [2, 3]], on_the_left)
         assert found.tolist() == ids and torch.equal(mask, (found > 0).long())
+
+
+def test_a_row_in_bfloat16_is_one_of_its_own():
+    rows = {row.name: in_dtype(row, "bf16") for row in ROWS}
+    assert rows["SFT"].name == "SFT, bf16" and rows["SFT"].dtype == "bf16" and rows["SFT"].kind == "sft"
+    assert rows["sampling, 64 tokens each"] is None
+    assert all(in_dtype(row, "float32") is row for row in ROWS)
 
 
 def test_the_rows_are_jobs_of_ours(tmp_path):

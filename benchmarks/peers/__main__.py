@@ -1,10 +1,11 @@
 """The project beside its peers on one machine: `python -m benchmarks.peers [ROW ...]`, all rows if none is named.
 
 A B A B: ours, theirs, ours, theirs (where ours comes in several settings: each of them, then theirs), each in a process
-of its own that gets both cores, on the same rows, model, minibatch, length limits, optimizer (AdamW) and dtype.  A
-side's number is the median over its runs of tokens a second (all steps after the warm-up) or of the median step; the
-spread is what its runs lie between.  Prints a table and writes benchmarks/results/peers-DATE.json, beside rows that
-were measured before on that day.
+of its own that gets both cores, on the same rows, model, minibatch, length limits, optimizer (AdamW) and dtype:
+float32, and once more bfloat16 (autocast on both sides; sampling by vLLM stays float32) where the processor has
+instructions for it.  A side's number is the median over its runs of tokens a second (all steps after the warm-up) or of
+the median step; the spread is what its runs lie between.  Prints a table and writes benchmarks/results/peers-DATE.json,
+beside rows that were measured before on that day.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import limits, our_side, smollm2, task
 from benchmarks.peers.steps import Steps
+from rayrlhf.environment import cpu_has_bf16
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 3
@@ -46,12 +48,22 @@ class Row:
     theirs: tuple[str, ...] = ()
     lora: int = 0  # rank of an adapter in the place of the model's own weights, on both sides
     folder: str = "task"  # rows and model
+    dtype: str = "float32"  # of matrix products: that, or bf16
 
 
+# a replica a core for what samples and for the frozen reference; log-probs as the sampler had them, proven equal
+_SAMPLERS_LOGPROBS = (
+    "policy.recompute_logprobs_every=100",
+    "layout.roles.rollout.ranks=2",
+    "layout.roles.rollout.threads=1",
+    "layout.roles.rollout.cpus=0.1",
+    "layout.roles.reference.ranks=2",
+    "layout.roles.reference.cpus=0.1",
+)
 ROWS = (
-    Row("SFT", "sft", 24, 1.5, True),
-    Row("reward model", "reward_model", 24, 1.5, True),
-    Row("DPO", "dpo", 24, 2.0, True),
+    Row("SFT", "sft", 60, 1.5, True),
+    Row("reward model", "reward_model", 60, 1.5, True),
+    Row("DPO", "dpo", 60, 2.0, True),
     Row("GRPO", "grpo", 12, 1.5, False),
     Row(
         "GRPO, log-probs of the sampler",
@@ -59,14 +71,15 @@ ROWS = (
         12,
         1.5,
         False,
-        (
-            "policy.recompute_logprobs_every=100",
-            "layout.roles.rollout.ranks=2",
-            "layout.roles.rollout.threads=1",
-            "layout.roles.rollout.cpus=0.1",
-            "layout.roles.reference.ranks=2",
-            "layout.roles.reference.cpus=0.1",
-        ),
+        _SAMPLERS_LOGPROBS,
+    ),
+    Row(
+        "GRPO, the same, the engine compiled",
+        "grpo",
+        12,
+        1.5,
+        False,
+        (*_SAMPLERS_LOGPROBS, "rollout.enforce_eager=false"),
     ),
     Row(
         "GRPO, sampling one step ahead",
@@ -84,6 +97,13 @@ ROWS = (
 )
 
 
+def in_dtype(row: Row, dtype: str) -> Row | None:
+    """The row in that dtype; None: it has no products but the engine's own, which are float32 on CPUs."""
+    if dtype == "float32":
+        return row
+    return None if row.kind == "sampling" else replace(row, name=f"{row.name}, {dtype}", dtype=dtype)
+
+
 def run(row: Row, side: str, number: int, folder: Path) -> Steps:
     """One run of a side, its first steps left out."""
     out = folder / f"{row.name.replace(' ', '_').replace(',', '')}-{side}-{number}.json"
@@ -94,7 +114,7 @@ def run(row: Row, side: str, number: int, folder: Path) -> Steps:
         command = [*python, "benchmarks.peers.generation", side, str(model), str(made / "prompts.jsonl"), str(out)]
         command.append(str(row.steps))
     else:
-        command = [*python, f"benchmarks.peers.{side}_side", row.kind, str(made), str(out), str(row.steps), "float32"]
+        command = [*python, f"benchmarks.peers.{side}_side", row.kind, str(made), str(out), str(row.steps), row.dtype]
         command += more
     environment = dict(os.environ)
     if row.kind == "ppo" and side == "trl":
@@ -123,7 +143,7 @@ def _older_trl(folder: Path) -> Path:
     return found
 
 
-def compared(rows: list[Row], folder: Path, rounds: int, rate: float) -> list[dict[str, Any]]:
+def compared(rows: list[Row], folder: Path, rounds: int, rates: limits.Rates) -> list[dict[str, Any]]:
     """The results of rows whose peer is the same: in each round each of ours, then the peer."""
     ours: dict[str, list[Steps]] = {row.name: [] for row in rows}
     theirs: list[Steps] = []
@@ -131,7 +151,7 @@ def compared(rows: list[Row], folder: Path, rounds: int, rate: float) -> list[di
         for row in rows:
             ours[row.name].append(_told(row, "our", run(row, "our", number, folder)))
         theirs.append(_told(rows[0], "trl", run(rows[0], "trl", number, folder)))
-    return [_result(row, ours[row.name], theirs, folder / row.folder / "model", rate) for row in rows]
+    return [_result(row, ours[row.name], theirs, folder / row.folder / "model", rates) for row in rows]
 
 
 def _told(row: Row, side: str, steps: Steps) -> Steps:
@@ -139,7 +159,9 @@ def _told(row: Row, side: str, steps: Steps) -> Steps:
     return steps
 
 
-def _result(row: Row, our_runs: list[Steps], their_runs: list[Steps], model: Path, rate: float) -> dict[str, Any]:
+def _result(
+    row: Row, our_runs: list[Steps], their_runs: list[Steps], model: Path, rates: limits.Rates
+) -> dict[str, Any]:
     number_of = _number(row)
     ours, theirs = ([number_of(steps) for steps in runs] for runs in (our_runs, their_runs))
     ratio = statistics.median(ours) / statistics.median(theirs)
@@ -148,9 +170,9 @@ def _result(row: Row, our_runs: list[Steps], their_runs: list[Steps], model: Pat
         for side, runs in (("our", our_runs), ("trl", their_runs))
     }
     if row.is_rate:
-        limit = limits.tokens_per_s(row.kind, model, rate, is_adapter=row.lora > 0)
+        limit = limits.tokens_per_s(row.kind, model, rates[row.dtype], is_adapter=row.lora > 0)
     else:
-        limit = limits.step_seconds(row.kind, model, rate, tokens["our"], is_adapter=row.lora > 0)
+        limit = limits.step_seconds(row.kind, model, rates, row.dtype, tokens["our"], is_adapter=row.lora > 0)
     return {
         "row": asdict(row),
         "unit": "tokens/s" if row.is_rate else "s a step",
@@ -189,6 +211,8 @@ def main() -> None:
     names = dict.fromkeys((*(row.kind for row in ROWS), SMOLLM2))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(names)}; all if none is named")
+    known = ["float32", "bf16"] if cpu_has_bf16() else ["float32"]
+    parser.add_argument("--dtypes", nargs="+", choices=known, default=known)
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="data, models, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -198,23 +222,24 @@ def main() -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     folder = arguments.folder.absolute()
     task.make(folder / "task")
-    rows = [row for row in ROWS if not arguments.rows or {row.kind, row.folder} & set(arguments.rows)]
+    asked = [row for row in ROWS if not arguments.rows or {row.kind, row.folder} & set(arguments.rows)]
+    rows = [found for dtype in arguments.dtypes for row in asked if (found := in_dtype(row, dtype))]
     if any(row.folder == SMOLLM2 for row in rows):
         smollm2.make(folder / SMOLLM2, folder / "task")
-    rate = limits.matrix_rate()
+    rates = {dtype: limits.matrix_rate(dtype) for dtype in dict.fromkeys(("float32", *arguments.dtypes))}
     load = os.getloadavg()[0]
-    print(
-        f"matrix rate {rate / 1e9:.0f} GFLOP/s (float32, {os.cpu_count()} cores together), load {load:.1f}", flush=True
-    )
+    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    print(f"matrix rate of {os.cpu_count()} cores together {told}, load {load:.1f}", flush=True)
     date = datetime.date.today().isoformat()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"peers-{date}.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     found = {one["row"]["name"]: one for one in before}  # of the same day, by row
-    command = " ".join(["python -m benchmarks.peers", *arguments.rows, f"--rounds {arguments.rounds}"])
-    about = {"command": command, "matrix_gflops_float32": rate / 1e9, "load_before": load}
-    for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs, row.folder)):
-        for one in compared(list(same), folder, arguments.rounds, rate):
+    words = [*arguments.rows, "--dtypes", *arguments.dtypes, "--rounds", str(arguments.rounds)]
+    about = {"command": " ".join(["python -m benchmarks.peers", *words]), "load_before": load}
+    about |= {f"matrix_gflops_{dtype}": rate / 1e9 for dtype, rate in rates.items()}
+    for _, same in itertools.groupby(rows, lambda row: (row.kind, row.theirs, row.folder, row.dtype)):
+        for one in compared(list(same), folder, arguments.rounds, rates):
             found[one["row"]["name"]] = one | about
         path.write_text(json.dumps(_results(date, list(found.values())), indent=1) + "\n")
     print(table([found[row.name] for row in rows]))

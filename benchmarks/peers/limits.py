@@ -11,20 +11,21 @@ from pathlib import Path
 from benchmarks.peers.task import PPO_EPOCHS
 
 _SIZE, _SECONDS = 1024, 3.0
+Rates = dict[str, float]  # operations a second by dtype
 
 
-def matrix_rate() -> float:
-    """Operations a second of float32 products of square matrices, a process a core, together."""
+def matrix_rate(dtype: str) -> float:
+    """Operations a second of products of square matrices in float32 or bf16, a process a core, together."""
     cores = os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        return sum(pool.map(_rate, range(cores), chunksize=1))
+        return sum(pool.map(_rate, [dtype] * cores, chunksize=1))
 
 
-def _rate(_: int) -> float:
+def _rate(dtype: str) -> float:
     import torch
 
     torch.set_num_threads(1)
-    one = torch.randn(_SIZE, _SIZE)
+    one = torch.randn(_SIZE, _SIZE).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
     out = torch.empty_like(one)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < _SECONDS:
@@ -55,12 +56,12 @@ def tokens_per_s(row: str, model: Path, rate: float, is_adapter: bool) -> float:
     return rate / (times * layers)
 
 
-def step_seconds(row: str, model: Path, rate: float, response_tokens: float, is_adapter: bool) -> float:
-    """Least seconds of an RL step that samples `response_tokens`: sampling, the reference, learning; of ppo also the
-    critic's values, and epochs."""
+def step_seconds(row: str, model: Path, rates: Rates, dtype: str, response_tokens: float, is_adapter: bool) -> float:
+    """Least seconds of an RL step that samples `response_tokens`: sampling, in float32; in `dtype` the reference,
+    learning; of ppo also the critic's values, and epochs."""
     layers, head = weights(model)
     learn = (4 if is_adapter else 6) * (PPO_EPOCHS if row == "ppo" else 1)
-    times = (2 + 2 + learn) * (layers + head)
+    times = (2 + learn) * (layers + head)
     if row == "ppo":
         times += (2 + learn) * layers
-    return times * response_tokens / rate
+    return response_tokens * (2 * (layers + head) / rates["float32"] + times / rates[dtype])

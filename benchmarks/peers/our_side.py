@@ -134,7 +134,7 @@ def main(row: str, task: str, out: str, steps: int, dtype: str, more: list[str])
     first = min(json.loads(line)["time_s"] for line in metrics.read_text().splitlines() if '"step": 1,' in line)
     found.more = {"until_first_step_s": first - began} | (phases(metrics, 3) if row in LEARN else {})
     if row == "dpo":
-        each = MINIBATCH * reference_cost.seconds_a_row(Path(task), WORKERS, MICROBATCH_TOKENS)
+        each = MINIBATCH * reference_cost.seconds_a_row(Path(task), WORKERS, MICROBATCH_TOKENS, dtype)
         print(f"the reference costs {each:.3f} s a step")
         found.seconds = [seconds + each for seconds in found.seconds]
     found.write(out)
