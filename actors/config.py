@@ -58,7 +58,7 @@ class RolloutConfig(Section):
     kv_cache_gib: float = Field(default=1.0, gt=0, description="Memory of the KV cache in GiB (vllm).")
     tensor_parallel: int = Field(default=1, ge=1, description="Processes that share one engine's weights (vllm).")
     enforce_eager: bool = Field(
-        default=True, description="False: compile and capture graphs; slower to start, faster on GPUs (vllm)."
+        default=True, description="False: compile, and on GPUs capture graphs; samples faster, starts slower (vllm)."
     )
 
     @model_validator(mode="after")

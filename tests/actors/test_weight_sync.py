@@ -54,13 +54,13 @@ class Policy(ActorGroup):
         await self.everyone("start", deadline_s=deadline_s, **self._kwargs)
 
 
-def run(folder, engine, replicas, body, fault=None):
+def run(folder, engine, replicas, body, fault=None, **settings):
     """`body(policy, rollout)` over two policy ranks and `replicas` engines."""
 
     async def main():
         kwargs = {"folder": folder, "seed": 5, "fault": fault}
         policy = Policy("policy", TwoRanks, kwargs, Anywhere(), 2, deadline_s=60)
-        config = RolloutConfig(engine=engine, kv_cache_gib=0.25)
+        config = RolloutConfig(engine=engine, kv_cache_gib=0.25, **settings)
         rollout = RolloutGroup(folder, config, SAMPLING, Anywhere(), replicas, deadline_s=60)
         try:
             await asyncio.gather(policy.start(120), rollout.start(200))
@@ -102,6 +102,27 @@ def test_every_replica_samples_from_what_was_published(ray_local, tiny_model, en
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert swapped.policy_version.tolist() == [4] * 10
     assert largest_gap(original, swapped, 0.8) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_samples_from_what_was_published(ray_local, tiny_model):
+    """Its graph holds no weights of its own, also after a second publish into the running engine."""
+    folder = tiny_model("llama")
+
+    async def body(policy, rollout):
+        first = await rollout.generate(batch(), 0)
+        await Publisher(policy, rollout, bucket_bytes=40_000).publish(3)
+        second = await rollout.generate(batch(), 0)
+        await publish_folder(folder, rollout, 4)
+        return first, second, await rollout.generate(batch(), 0)
+
+    first, second, third = run(folder, "vllm", 1, body, enforce_eager=False)
+    original = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert largest_gap(original, first, 0.8) < 1e-4
+    assert largest_gap(other_model(folder, 5), second, 0.8) < 1e-4
+    assert largest_gap(original, second, 0.8) > 0.1, "the two models are told apart"
+    assert largest_gap(original, third, 0.8) < 1e-4
+    assert torch.equal(third.tokens, first.tokens)
 
 
 def test_a_tensor_changed_on_the_way_is_named_with_its_rollout(ray_local, tiny_model):
