@@ -97,7 +97,8 @@ class PPOConfig(Section):
         default=1,
         ge=1,
         description="parts of each engine's responses of a step, those that end first in the first one; one is judged "
-        "(log-probs, values, scores) while the next is still being sampled; 1: judged when all have ended",
+        "(log-probs, values, scores) while the next is still being sampled, and a reward function called once a part; 1: "
+        "judged when all have ended",
     )
     layout: LayoutConfig = Field(
         default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
@@ -172,6 +173,13 @@ class PPOConfig(Section):
                 why = f"layout.roles.{moved[0]}.offload has it and sampling take turns on a GPU"
             raise ValueError(
                 f"judge_parts={self.judge_parts} judges responses while others are sampled, but {why}: leave one out"
+            )
+        failures = self.reward_failures
+        if self.judge_parts > 1 and failures.score is not None and failures.max_share < 1:
+            raise ValueError(
+                f"judge_parts={self.judge_parts} gives the reward function a few responses at a time, of which "
+                f"reward_failures.max_share={failures.max_share:g} would often allow none to fail: set "
+                "reward_failures.max_share=1 (objective/failed_* counts them), or leave judge_parts out"
             )
         if self.max_staleness and self.policy.recompute_logprobs_every > 1:
             raise ValueError(

@@ -10,7 +10,7 @@ from rayrlhf.algorithms.masking import masked_whiten
 from rayrlhf.batches import CriticBatch, PolicyBatch
 from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.errors import StateLost
-from rayrlhf.policy_roles import CriticWarmup, PretrainingMix
+from rayrlhf.policy_roles import CriticWarmup, PretrainingMix, SampledLogprobs
 from rayrlhf.ppo_config import AlgorithmConfig, KLConfig, ScoreConfig, TruncationConfig
 from rayrlhf.ppo_metrics import step_metrics
 from rayrlhf.sampling import OnPolicy
@@ -191,7 +191,9 @@ def test_each_step_mixes_the_texts_of_its_prompts_number_in():
         mix = PretrainingMix(Policy(), Stream(texts, 3, 9), 2)
         # step 2 again, as policy and critic were begun anew; then a step that learnt nothing
         for step, number, learns in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (2, 4, 1), (3, 5, 0), (3, 6, 1)):
-            await mix.logprobs(await fake.generate(prompts(2, first=2 * number), 7))
+            parts = prompts(2, first=2 * number).dealt(2)
+            for part in reversed(parts) if number % 2 else parts:  # judged in parts, in either order
+                await mix.logprobs(await fake.generate(part, 7))
             if learns:
                 await mix.update(None, step, 0.0)
 
@@ -261,6 +263,20 @@ def test_parts_are_judged_while_the_rest_is_sampled_and_nothing_else_changes():
         assert torch.equal(getattr(found.experience, name), getattr(whole.experience, name))
     assert torch.equal(found.estimate.advantages, whole.estimate.advantages)
     assert found.learned == whole.learned | {"time/data_s": found.learned["time/data_s"]}
+
+
+def test_parts_whose_log_probs_are_the_samplers_tell_so_together():
+    async def experiences():
+        fake = FakeRoles()
+        await fake.publish(0)
+        roles = Roles(SampledLogprobs(fake.policy, 2), fake.critic, fake.frozen, fake, fake, fake)
+        ppo = PPO(roles, AlgorithmConfig())
+        source = OnPolicy(fake, fake, Stream(lambda first, last: iter([prompts(4)] * (last - first)), 0, 2), 7, 2)
+        return [(await ppo.step(source, step)).experience for step in (1, 2)]
+
+    proven, taken = asyncio.run(experiences())
+    assert proven.logprobs is not proven.rollouts.sampled_logprobs, "the policy's own, to be compared"
+    assert taken.logprobs is taken.rollouts.sampled_logprobs
 
 
 def test_a_part_that_cannot_be_judged_ends_the_sampling():

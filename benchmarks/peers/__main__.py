@@ -61,9 +61,9 @@ _SAMPLERS_LOGPROBS = (
     "layout.roles.reference.cpus=0.1",
 )
 ROWS = (
-    Row("SFT", "sft", 60, 1.5, True),
-    Row("reward model", "reward_model", 60, 1.5, True),
-    Row("DPO", "dpo", 60, 2.0, True),
+    Row("SFT", "sft", 40, 1.5, True),
+    Row("reward model", "reward_model", 40, 1.5, True),
+    Row("DPO", "dpo", 40, 2.0, True),
     Row("GRPO", "grpo", 12, 1.5, False),
     Row(
         "GRPO, log-probs of the sampler",

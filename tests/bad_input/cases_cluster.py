@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 
-from tests.bad_input.registry import PPO, SFT, Case, file, given
+from tests.bad_input.registry import PPO, SFT, Case, file, given, without
 from tests.bad_input.workshop import Answer, Workshop, free_port
 
 
@@ -96,6 +96,16 @@ CASES = (
         "judging beside sampling with roles that take turns",
         given(*PPO, "judge_parts=4", "layout=one_gpu"),
         ("judge_parts=4", "take turns on a GPU", "leave one out"),
+    ),
+    Case(
+        "a share that may fail of a few responses at a time",
+        given(
+            *without(PPO, "reward_model"),
+            "reward_function=rayrlhf.data.demo:gold",
+            "judge_parts=4",
+            "reward_failures.score=0",
+        ),
+        ("judge_parts=4", "reward_failures.max_share=0.1", "set reward_failures.max_share=1"),
     ),
     Case(
         "parts of responses that come too late",

@@ -121,17 +121,27 @@ def test_rows_without_padding_stay_where_they_are() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_short_rows_attend_in_float32_on_cpus(kind: str, monkeypatch) -> None:
-    """In bfloat16 as exact as its own attention is, or more."""
+    """Up to a length, under bfloat16's autocast too; no less exact than bfloat16's own attention."""
     model, (tokens, lengths) = build(kind), pad(ROWS)
     exact = forward.causal_logits(model, tokens, lengths)
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def watched(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.add((query.dtype, torch.is_autocast_enabled("cpu")))
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     far = {}
-    for short in (0, 512):
+    for short in (29, 30):  # the longest row has 30
         monkeypatch.setattr(forward, "_SHORT", short)
+        seen.clear()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = forward.causal_logits(model, tokens, lengths)
         assert gradients(model, logits.float())
         far[short] = float((logits - exact).detach().abs().mean())
-    assert 0 < far[512] < 1.1 * far[0] < 0.01
+        assert {is_cast for _, is_cast in seen} == {short < 30}
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    assert far[29] != far[30] and max(far[30], far[29]) < 0.01 and far[30] < 1.1 * far[29]
 
 
 def test_what_cannot_be_asked_for_is_refused() -> None:
