@@ -97,8 +97,8 @@ class PPOConfig(Section):
         default=1,
         ge=1,
         description="parts of each engine's responses of a step, those that end first in the first one; one is judged "
-        "(log-probs, values, scores) while the next is still being sampled, and a reward function called once a part; 1: "
-        "judged when all have ended",
+        "(log-probs, values, scores) while the next is still being sampled, and a reward function called once a part; "
+        "1: judged when all have ended",
     )
     layout: LayoutConfig = Field(
         default_factory=lambda: LayoutConfig.model_validate("cpu"), description="roles to resources"
