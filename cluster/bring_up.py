@@ -37,6 +37,10 @@ ENVIRONMENT = {
     # the next: on CPUs a training step is up to 2.6 times as fast when it keeps them
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    # oneDNN, which makes bfloat16's products, keeps code and buffers for each of the last 1,024 shapes, twice, and every
+    # microbatch has another number of tokens: a worker of the demo grew to 2.4 GiB.  64 are a pass's own and cost no time
+    "LRU_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     # threads that wait for each other spin for some microseconds only, then sleep: by default they spin long, and where
     # another process has one of their cores (another role, or the user's browser) sampling was 7 to 30 times slower.
     # libgomp takes the count, other runtimes the policy, which alone costs a third of the speed on idle cores

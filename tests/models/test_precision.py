@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from cluster.bring_up import ENVIRONMENT
+from rayrlhf.environment import cpu_has_bf16
 from rayrlhf.models import precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -56,3 +62,30 @@ def test_one_line_names_the_key_and_the_value(monkeypatch, capsys):
 )
 def test_otherwise_nothing_is_said(monkeypatch, capsys, kind, more):
     assert said(monkeypatch, capsys, **({"kind": kind} | more)) == ""
+
+
+_NEW_SHAPES = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(256, 688), torch.nn.Linear(688, 256))
+held = []
+for tokens in range(600, 900):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.randn(tokens, 256)).float().sum()
+    loss.backward()
+    held.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+print(held[-1] - held[100])
+"""
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="other kernels, without instructions for bfloat16")
+def test_microbatches_of_ever_new_lengths_keep_no_memory() -> None:
+    """With what an actor's environment has, and not by itself."""
+
+    def grown_mib(environment: dict[str, str]) -> float:
+        command = [sys.executable, "-c", _NEW_SHAPES]
+        return float(subprocess.run(command, env=os.environ | environment, capture_output=True, check=True).stdout)
+
+    default = {name: "1024" for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")}
+    assert grown_mib(ENVIRONMENT) < 50 < 150 < grown_mib(ENVIRONMENT | default)
