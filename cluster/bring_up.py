@@ -37,8 +37,8 @@ ENVIRONMENT = {
     # the next: on CPUs a training step is up to 2.6 times as fast when it keeps them
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    # oneDNN, which makes bfloat16's products, keeps code and buffers for each of the last 1,024 shapes, twice, and every
-    # microbatch has another number of tokens: a worker of the demo grew to 2.4 GiB.  64 are a pass's own and cost no time
+    # oneDNN, which makes bfloat16's products, keeps code and buffers for each of the last 1,024 shapes, twice, and each
+    # microbatch has a number of tokens of its own: the demo's workers grew to 2.4 GiB.  64 hold a pass, at no cost
     "LRU_CACHE_CAPACITY": "64",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     # threads that wait for each other spin for some microseconds only, then sleep: by default they spin long, and where
