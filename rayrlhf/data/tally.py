@@ -45,10 +45,16 @@ class _Counts:
 
 @cache
 def _counts(session: str, job: str) -> Any:
-    """The actor of a driver, which is this process as long as it is connected to that session as that job."""
-    import ray
+    """The actor of a driver, which is this process as long as it is connected to that session as that job.
 
-    return ray.remote(num_cpus=0)(_Counts).options(name=f"row-counts-{uuid4().hex[:8]}").remote()
+    On the driver's own node, without which there is no run: the loss of another one must not take the counts along.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": f"row-counts-{uuid4().hex[:8]}", "scheduling_strategy": here}
+    return ray.remote(num_cpus=0)(_Counts).options(**options).remote()
 
 
 class Tally:
