@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.peers import limits
-from benchmarks.peers.__main__ import ROWS, in_dtype, more_of, table
+from benchmarks.peers.__main__ import ROWS, in_dtype, more_of, named, table
 from benchmarks.peers.generation import padded
 from benchmarks.peers.our_side import command, phases, steps_of
 from benchmarks.peers.rewards import trl_vowels
@@ -78,6 +78,11 @@ def test_a_row_in_bfloat16_is_one_of_its_own():
     assert rows["SFT"].name == "SFT, bf16" and rows["SFT"].dtype == "bf16" and rows["SFT"].kind == "sft"
     assert rows["sampling, 64 tokens each"] is None
     assert all(in_dtype(row, "float32") is row for row in ROWS)
+
+
+def test_the_pretrained_models_rows_are_asked_for_by_its_name_alone():
+    assert {row.name for row in ROWS if named(row) == "sft"} == {"SFT"}
+    assert {row.kind for row in ROWS if named(row) == "smollm2"} == {"sft", "grpo"}
 
 
 def test_the_rows_are_jobs_of_ours(tmp_path):

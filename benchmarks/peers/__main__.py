@@ -97,6 +97,11 @@ ROWS = (
 )
 
 
+def named(row: Row) -> str:
+    """What asks for it on the command line."""
+    return SMOLLM2 if row.folder == SMOLLM2 else row.kind
+
+
 def in_dtype(row: Row, dtype: str) -> Row | None:
     """The row in that dtype; None: it has no products but the engine's own, which are float32 on CPUs."""
     if dtype == "float32":
@@ -208,7 +213,7 @@ def _spread(numbers: list[float], digits: str) -> str:
 
 
 def main() -> None:
-    names = dict.fromkeys((*(row.kind for row in ROWS), SMOLLM2))
+    names = dict.fromkeys(map(named, ROWS))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(names)}; all if none is named")
     known = ["float32", "bf16"] if cpu_has_bf16() else ["float32"]
@@ -222,7 +227,7 @@ def main() -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     folder = arguments.folder.absolute()
     task.make(folder / "task")
-    asked = [row for row in ROWS if not arguments.rows or {row.kind, row.folder} & set(arguments.rows)]
+    asked = [row for row in ROWS if not arguments.rows or named(row) in arguments.rows]
     rows = [found for dtype in arguments.dtypes for row in asked if (found := in_dtype(row, dtype))]
     if any(row.folder == SMOLLM2 for row in rows):
         smollm2.make(folder / SMOLLM2, folder / "task")
