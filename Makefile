@@ -2,7 +2,7 @@
 #   make demo        text to a served, better model (DEMO=short: every stage, fewer steps; SEED=1: another seed)
 #   make serve       serve the demo's model over HTTP
 #   make test        the tests; test-slow: the long ones; lint; doctor; clean
-#   make bench       beside TRL on this machine: an hour, on idle cores (ROWS="sft dpo": some rows)
+#   make bench       beside TRL on this machine: hours, on idle cores (ROWS="sft dpo": some rows)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
