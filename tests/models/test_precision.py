@@ -79,7 +79,7 @@ print(held[-1] - held[100])
 """
 
 
-@pytest.mark.skipif(not cpu_has_bf16(), reason="without bfloat16 instructions oneDNN takes other kernels, which keep nothing by shape")
+@pytest.mark.skipif(not cpu_has_bf16(), reason="about kernels that need instructions for bfloat16")
 def test_microbatches_of_ever_new_lengths_keep_no_memory() -> None:
     """With what an actor's environment has, and not by itself."""
 
