@@ -8,9 +8,9 @@
            |
      token rewards, advantages                here, on CPU tensors
            |
-     +-----+-------+
-  policy.update  critic.update                side by side
-     +-----+-------+
+     +-----+-------+------------+
+  policy.update  critic.update  metrics       side by side
+     +-----+-------+------------+
            |
      sampler.publish(k + 1)                   the engines sample from the new weights; when, the sampler knows
 
@@ -19,6 +19,7 @@ The roles are what rayrlhf/roles.py says; the coordinator knows neither Ray nor 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from rayrlhf.algorithms.score_shaping import ScoreShaping
 from rayrlhf.batches import CriticBatch, Experience, PolicyBatch, Rollouts
 from rayrlhf.errors import DivergenceError
 from rayrlhf.ppo_config import AlgorithmConfig
+from rayrlhf.ppo_metrics import step_metrics
 from rayrlhf.roles import Critic, Metrics, Policy, Publisher, Reference, Reward, Rollout
 from rayrlhf.sampling import Sampler
 from rayrlhf.side_by_side import gather
@@ -54,9 +56,7 @@ class StepResult:
 
     experience: Experience
     estimate: estimators.Estimate
-    beta: float
-    step: int
-    learned: Metrics
+    metrics: Metrics
 
 
 class PPO:
@@ -77,11 +77,11 @@ class PPO:
         roles, config, beta = self.roles, self.config, self.kl_control.beta
 
         judged: list[Experience] = []
-        metrics: Metrics = {}
+        sampling: Metrics = {}
         async with aclosing(sampler.next(step)) as parts:
             async for sampled in parts:
                 judged.append(await self._judge(sampled.rollouts))
-                metrics |= sampled.metrics
+                sampling |= sampled.metrics
         experience = Experience.joined(judged)
         _check_finite(experience, step)
         rollouts, logprobs, ref_logprobs = experience.rollouts, experience.logprobs, experience.ref_logprobs
@@ -91,20 +91,22 @@ class PPO:
         estimate = self.estimate(experience, self.shape_scores(experience.scores.total), beta_in_reward)
 
         common = (rollouts.tokens, rollouts.lengths, mask)
-        policy_metrics, critic_metrics = await gather(
+        is_stale = sampler.max_staleness > 0
+        learned_policy, learned_critic, seen = await gather(
             roles.policy.update(
                 PolicyBatch(*common, logprobs, ref_logprobs, rollouts.sampled_logprobs, estimate.advantages),
                 step,
                 beta_in_loss,
             ),
             roles.critic.update(CriticBatch(*common, experience.values.values, estimate.returns), step),
+            # while the roles learn: at 1,024 GPUs it takes a second
+            asyncio.to_thread(step_metrics, experience, estimate, beta, step, config.group_size, is_stale),
         )
         if step > config.critic_warmup_steps:  # while the policy stands still its KL of 0 would only lower beta
             kl = torch.where(mask, kl_estimate(logprobs, ref_logprobs, kind="k1"), 0.0).sum(1).mean()
             self.kl_control.update(kl, len(rollouts))
         sync = await sampler.publish(step)
-        learned = policy_metrics | critic_metrics | sync | metrics
-        return StepResult(experience, estimate, beta, step, learned)
+        return StepResult(experience, estimate, seen | learned_policy | learned_critic | sync | sampling)
 
     async def _judge(self, rollouts: Rollouts) -> Experience:
         """What every role says of some rows."""

@@ -33,7 +33,7 @@ from rayrlhf.evaluation.metrics import distinct_n, positive_share
 from rayrlhf.health import Change, Health, State, rolled_back
 from rayrlhf.metrics import MetricsLog, console_line
 from rayrlhf.ppo_config import LoopConfig
-from rayrlhf.ppo_metrics import CONSOLE, logprob_gap, speeds, step_metrics
+from rayrlhf.ppo_metrics import CONSOLE, logprob_gap, speeds
 from rayrlhf.restarts import Restarts
 from rayrlhf.rollout_texts import texts_of
 from rayrlhf.sampling import Sampler
@@ -188,8 +188,7 @@ class PPOLoop:
                 step_s = time.perf_counter() - began
         finally:
             progress.batches = self.sampler.used  # where it diverged too: a rollback goes on after it
-        metrics = step_metrics(result, self.ppo.config.group_size, is_stale=self.sampler.max_staleness > 0)
-        metrics |= self.stopwatch.take() | {"time/step_s": step_s}
+        metrics = result.metrics | self.stopwatch.take() | {"time/step_s": step_s}
         metrics |= speeds(metrics)
         metrics["optim/rollbacks"] = float(progress.num_rollbacks)
         metrics["perf/role_restarts"] = float(self.restarts.count)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rayrlhf.algorithms.kl import kl_estimate
 from rayrlhf.algorithms.masking import masked_mean
-from rayrlhf.batches import ALONE, FAILED, Rollouts
-from rayrlhf.coordinator import StepResult
+from rayrlhf.batches import ALONE, FAILED, Experience, Rollouts
+from rayrlhf.estimators import Estimate
 from rayrlhf.ngrams import Responses, distinct, repetition
 
 # label of each metric on the console line
@@ -41,8 +41,10 @@ def logprob_gap(rollouts: Rollouts, logprobs: Tensor, name: str) -> dict[str, fl
     return {name: float(masked_mean(gap, mask)), f"{name}_max": float(torch.where(mask, gap, 0.0).max())}
 
 
-def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False) -> dict[str, float]:
-    """Flat metrics of one step, whose rollouts are groups of `group_size` rows.
+def step_metrics(
+    experience: Experience, estimate: Estimate, beta: float, step: int, group_size: int = 1, is_stale: bool = False
+) -> dict[str, float]:
+    """Flat metrics of step `step`, whose rollouts are groups of `group_size` rows and whose KL weighed `beta`.
 
     KL and rewards are means over sequences of sums over tokens, in nats.
 
@@ -51,7 +53,7 @@ def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False
     not meant to, and the same number is `sync/logprob_drift`: how far the policy has moved since.  A step that takes
     the engine's for the policy's own (policy.recompute_logprobs_every) has neither.
     """
-    experience, rollouts = result.experience, result.experience.rollouts
+    rollouts = experience.rollouts
     mask = rollouts.response_mask
     kl = kl_estimate(experience.logprobs, experience.ref_logprobs, kind="k1")
     lengths = mask.sum(1).float()
@@ -63,14 +65,14 @@ def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False
         "objective/kl": sequence_kl.mean(),
         "objective/kl_per_token": masked_mean(kl, mask),
         "objective/kl_token_max_abs": torch.where(mask, kl, 0.0).abs().max(),
-        "objective/non_score_reward": (result.estimate.rewards.sum(1) - result.estimate.ends).mean(),
-        "objective/rlhf_reward": result.estimate.rewards.sum(1).mean(),
-        "objective/beta": torch.tensor(result.beta),
+        "objective/non_score_reward": (estimate.rewards.sum(1) - estimate.ends).mean(),
+        "objective/rlhf_reward": estimate.rewards.sum(1).mean(),
+        "objective/beta": torch.tensor(beta),
         "rollout/length": lengths.mean(),
         "rollout/length_max": lengths.max(),
         "rollout/finished_share": rollouts.finished.float().mean(),
         "rollout/tokens": lengths.sum(),
-        "sync/staleness": (result.step - 1 - rollouts.policy_version).float().mean(),
+        "sync/staleness": (step - 1 - rollouts.policy_version).float().mean(),
     }
     responses = Responses.of(rollouts.tokens, mask)
     metrics["rollout/repetition_4"] = torch.tensor(repetition(responses, 4))
@@ -87,4 +89,4 @@ def step_metrics(result: StepResult, group_size: int = 1, is_stale: bool = False
     gap: dict[str, float] = {}
     if experience.logprobs is not rollouts.sampled_logprobs:
         gap = logprob_gap(rollouts, experience.logprobs, "sync/logprob_drift" if is_stale else "sync/logprob_gap")
-    return {name: float(value) for name, value in metrics.items()} | gap | result.learned
+    return {name: float(value) for name, value in metrics.items()} | gap

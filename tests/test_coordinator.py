@@ -1,11 +1,14 @@
 """The step's order and arithmetic, with fakes of the roles and numbers worked out by hand."""
 
 import asyncio
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from jobs.ppo import _peak_memory
+from rayrlhf import coordinator
 from rayrlhf.algorithms.masking import masked_whiten
 from rayrlhf.batches import CriticBatch, PolicyBatch
 from rayrlhf.coordinator import PPO, Roles
@@ -68,13 +71,32 @@ def test_rewards_returns_and_advantages_by_hand():
 
 def test_metrics_of_that_step():
     fake = FakeRoles(logprob=-1.0, reference=-1.5)
-    metrics = step_metrics(step(make(fake, kl=KLConfig(beta=0.2)), fake))
+    metrics = step(make(fake, kl=KLConfig(beta=0.2)), fake).metrics
     assert metrics["objective/kl"] == pytest.approx(1.5)
     assert metrics["objective/scores"] == pytest.approx(0.5)
     assert metrics["objective/non_score_reward"] == pytest.approx(-0.3)
     assert metrics["objective/rlhf_reward"] == pytest.approx(0.2)
     assert metrics["sync/logprob_gap"] == 0.0 and metrics["sync/staleness"] == 0.0
     assert metrics["loss/policy_avg"] == 0.25 and metrics["loss/value_avg"] == 0.5
+
+
+def test_metrics_are_made_while_the_roles_learn(monkeypatch):
+    fake, made = FakeRoles(), threading.Event()
+    ppo = make(fake)
+
+    class Waiting(CriticWarmup):
+        async def update(self, *args):
+            assert await asyncio.to_thread(made.wait, 20), "they waited for the roles"
+            return await self.policy.update(*args)
+
+    def describe(*args):
+        metrics = step_metrics(*args)
+        made.set()
+        return metrics
+
+    ppo.roles = replace(ppo.roles, policy=Waiting(fake.policy, 0))
+    monkeypatch.setattr(coordinator, "step_metrics", describe)
+    assert step(ppo, fake).metrics["objective/scores"] == 0.5
 
 
 def test_a_missed_publish_shows_in_the_gap_and_the_staleness():
@@ -88,7 +110,7 @@ def test_a_missed_publish_shows_in_the_gap_and_the_staleness():
         fake.published, fake.version = -1.0, 0  # as if the publish after step 1 had not arrived
         return await ppo.step(source, 2)
 
-    metrics = step_metrics(asyncio.run(two_steps()))
+    metrics = asyncio.run(two_steps()).metrics
     assert metrics["sync/logprob_gap"] == pytest.approx(0.125)
     assert metrics["sync/staleness"] == 1.0
 
@@ -113,13 +135,13 @@ def test_scores_are_clipped_and_reported_unclipped():
     fake = FakeRoles()
     result = step(make(fake, score=ScoreConfig(clip=0.25)), fake, rows=3)
     assert result.estimate.rewards.sum(1).tolist() == [0.0, 0.25, 0.25]
-    assert step_metrics(result)["objective/scores"] == 1.0
+    assert result.metrics["objective/scores"] == 1.0
 
 
 def test_the_part_of_the_kl_in_the_reward_is_of_its_kind():
     fake = FakeRoles(logprob=-1.0, reference=-1.5)
     result = step(make(fake, kl=KLConfig(beta=0.2, kind="k2")), fake)
-    assert step_metrics(result)["objective/non_score_reward"] == pytest.approx(-0.2 * 3 * 0.125)
+    assert result.metrics["objective/non_score_reward"] == pytest.approx(-0.2 * 3 * 0.125)
 
 
 def test_an_adaptive_beta_moves_towards_its_target():
@@ -127,7 +149,7 @@ def test_an_adaptive_beta_moves_towards_its_target():
     # 2 sequences of a horizon of 10: beta *= 1 + 0.2 * 2 / 10
     fake = FakeRoles(logprob=-1.0, reference=-1.5)
     ppo = make(fake, kl=KLConfig(beta=0.1, target=0.5, horizon=10))
-    assert step(ppo, fake).beta == 0.1
+    assert step(ppo, fake).metrics["objective/beta"] == pytest.approx(0.1)
     assert ppo.kl_control.beta == pytest.approx(0.104)
 
 
@@ -138,7 +160,7 @@ def test_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both():
         scores = result.experience.scores.total
         assert torch.allclose(result.estimate.rewards.sum(1) - scores, torch.tensor(in_reward))
         assert fake.kl_coefficients == [in_loss]
-        assert step_metrics(result)["objective/non_score_reward"] == pytest.approx(in_reward)
+        assert result.metrics["objective/non_score_reward"] == pytest.approx(in_reward)
 
 
 def test_the_running_normalisation_is_resumed():
@@ -262,7 +284,7 @@ def test_parts_are_judged_while_the_rest_is_sampled_and_nothing_else_changes():
     for name in ("logprobs", "ref_logprobs"):
         assert torch.equal(getattr(found.experience, name), getattr(whole.experience, name))
     assert torch.equal(found.estimate.advantages, whole.estimate.advantages)
-    assert found.learned == whole.learned | {"time/data_s": found.learned["time/data_s"]}
+    assert found.metrics == whole.metrics | {"time/data_s": found.metrics["time/data_s"]}
 
 
 def test_parts_whose_log_probs_are_the_samplers_tell_so_together():

@@ -10,7 +10,6 @@ from rayrlhf.coordinator import PPO, Roles
 from rayrlhf.errors import HealthError
 from rayrlhf.policy_roles import SampledLogprobs
 from rayrlhf.ppo_config import AlgorithmConfig
-from rayrlhf.ppo_metrics import step_metrics
 from rayrlhf.sampling import OnPolicy
 from rayrlhf.stream import Stream
 from rayrlhf.training.ppo_config import PolicyUpdateConfig
@@ -26,7 +25,7 @@ def run(steps: int, every: int) -> tuple[FakeRoles, list[dict[str, float]]]:
 
     async def all_steps():
         await fake.publish(0)
-        return [step_metrics(await ppo.step(sampler, step)) for step in range(1, steps + 1)]
+        return [(await ppo.step(sampler, step)).metrics for step in range(1, steps + 1)]
 
     return fake, asyncio.run(all_steps())
 

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--processes", type=int, default=24, help="real Ray actors at most; 0: none")
     parser.add_argument("--real-gpus", type=int, nargs="*", default=[8, 64], help="sizes to run over real Ray actors")
+    tokens = "of a prompt, and of a response; with 2 what is left is what calls cost"
+    parser.add_argument("--tokens", type=int, default=Cluster.half, help=tokens)
     given = parser.parse_args()
     # what a driver starts its cluster with
     for name, value in ENVIRONMENT.items():
@@ -42,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)  # CPU seconds are then those that a step waits for on an idle core
     runs = []
     for gpus in given.gpus:
-        cluster = Cluster(gpus)
+        cluster = Cluster(gpus, given.tokens)
         run: dict[str, Any] = cluster.about() | {"load_before": round(os.getloadavg()[0], 2)}
         run["coordinator"] = step.in_process(cluster, given.steps)
         run["network"] = traffic.of_step(cluster)
@@ -57,8 +59,8 @@ def main() -> None:
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
         "assumed": {
             "rows_a_gpu": assumed.ROWS_PER_GPU,
-            "prompt_tokens": assumed.PROMPT_TOKENS,
-            "response_tokens": assumed.RESPONSE_TOKENS,
+            "prompt_tokens": given.tokens,
+            "response_tokens": given.tokens,
             "latencies_s": assumed.LATENCIES_S,
             "link_bytes_per_s": traffic.LINK_BYTES_PER_S,
         },

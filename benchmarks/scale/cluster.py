@@ -12,7 +12,6 @@ from typing import Any
 
 GPUS_PER_NODE = 8
 ROWS_PER_GPU = 8
-PROMPT_TOKENS = RESPONSE_TOKENS = 512
 VOCABULARY = 151_936  # of Qwen2.5 and Qwen3
 
 # seconds that the roles are said to take in a step: not measured, an input, constant as rows grow with the GPUs
@@ -22,9 +21,11 @@ STEP_S = sum(LATENCIES_S.values())
 
 @dataclass(frozen=True)
 class Cluster:
-    """`gpus`, a multiple of 8, on nodes of 8; the driver is on the first node, which also trains."""
+    """`gpus`, a multiple of 8, on nodes of 8; the driver is on the first node, which also trains.  `half`: tokens of a
+    prompt, and of a response."""
 
     gpus: int
+    half: int = 512
 
     def __post_init__(self) -> None:
         if self.gpus < GPUS_PER_NODE or self.gpus % GPUS_PER_NODE:
@@ -38,7 +39,7 @@ class Cluster:
     @property
     def tokens(self) -> int:
         """Of a row."""
-        return PROMPT_TOKENS + RESPONSE_TOKENS
+        return 2 * self.half
 
     @property
     def nodes(self) -> int:

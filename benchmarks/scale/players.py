@@ -23,7 +23,7 @@ from actors.group import ActorGroup, CriticGroup, PolicyGroup, ReferenceGroup, R
 from actors.rollout import RolloutGroup
 from actors.weight_sync import Publisher
 from benchmarks.scale.clock import Clock
-from benchmarks.scale.cluster import PROMPT_TOKENS, RESPONSE_TOKENS, VOCABULARY, Cluster
+from benchmarks.scale.cluster import VOCABULARY, Cluster
 from rayrlhf.batches import Prompts, Rollouts, Scores, Values
 from rayrlhf.coordinator import Roles
 from rayrlhf.sampling import OnPolicy
@@ -36,8 +36,8 @@ BUCKETS, TENSORS = 57, 339  # of Qwen2.5 7B in bfloat16: 14.2 GiB in buckets of 
 def prompts_of(cluster: Cluster) -> Prompts:
     draw = torch.Generator().manual_seed(0)
     rows = cluster.rows
-    tokens = torch.randint(VOCABULARY, (rows, PROMPT_TOKENS), generator=draw)
-    return Prompts(tokens, torch.full((rows,), PROMPT_TOKENS), torch.arange(rows))
+    tokens = torch.randint(VOCABULARY, (rows, cluster.half), generator=draw)
+    return Prompts(tokens, torch.full((rows,), cluster.half), torch.arange(rows))
 
 
 class Player:
@@ -56,10 +56,10 @@ class Player:
     def generate(self, prompts: Prompts, seed: int, part: None = None) -> Rollouts:
         def make() -> tuple[Tensor, Tensor, Tensor]:
             draw = torch.Generator().manual_seed(seed + int(prompts.prompt_index[0]))
-            responses = torch.randint(VOCABULARY, (len(prompts), RESPONSE_TOKENS), generator=draw)
+            responses = torch.randint(VOCABULARY, prompts.tokens.shape, generator=draw)  # as long as the prompts
             tokens = torch.cat([prompts.tokens, responses], 1)
             mask = torch.zeros_like(tokens, dtype=torch.bool)
-            mask[:, PROMPT_TOKENS:] = True
+            mask[:, prompts.tokens.shape[1] :] = True
             return tokens, mask, torch.where(mask, -torch.rand(tokens.shape, generator=draw), 0.0)
 
         tokens, mask, logprobs = self._once(("generate", int(prompts.prompt_index[0])), make)

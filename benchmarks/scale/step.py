@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from unittest.mock import patch
 
 from actors.group import ActorGroup
 from benchmarks.scale.clock import Clock
@@ -15,7 +17,6 @@ from benchmarks.scale.players import InProcess, Processes, Traffic, prompts_of, 
 from rayrlhf import batches, coordinator, estimators
 from rayrlhf.coordinator import PPO
 from rayrlhf.ppo_config import AlgorithmConfig
-from rayrlhf.ppo_metrics import step_metrics
 
 # the parts of the coordinator's own work: what runs in each
 PARTS = [
@@ -25,11 +26,17 @@ PARTS = [
     (coordinator, "_check_finite", "check"),
     (estimators.ActorCritic, "__call__", "estimate"),
     (coordinator, "kl_estimate", "estimate"),
+    (coordinator, "step_metrics", "metrics"),
 ]
+
+BESIDE = ("players", "metrics")  # parts that no step waits for
 
 
 def in_process(cluster: Cluster, steps: int) -> dict[str, Any]:
-    """Medians over `steps` of a step's CPU seconds by part, without the players'; and what goes through the driver."""
+    """Medians over `steps` of a step's CPU seconds by part, without the players'; and what goes through the driver.
+
+    `waited_s`: those in which no role works; metrics are made while policy and critic learn.
+    """
     clock = Clock()
     players = InProcess(clock)
     seconds = asyncio.run(_steps(cluster, players, steps, clock))
@@ -37,12 +44,14 @@ def in_process(cluster: Cluster, steps: int) -> dict[str, Any]:
     medians["calls and the rest"] = medians.pop("")
     medians.pop("players")
     own = [sum(s for part, s in step.items() if part != "players") for step in seconds]
+    waited = statistics.median(sum(s for part, s in step.items() if part not in BESIDE) for step in seconds)
     total = statistics.median(own)
     return {
         "parts_s": {part: round(s, 4) for part, s in sorted(medians.items())},
         "own_s": round(total, 4),
         "own_s_lowest_and_highest": [round(min(own), 4), round(max(own), 4)],
-        "share_of_step": round(total / (STEP_S + total), 5),
+        "waited_s": round(waited, 4),
+        "share_of_step": round(waited / (STEP_S + waited), 5),
         "bytes": asdict(players.traffic),
     }
 
@@ -56,17 +65,19 @@ async def _steps(cluster: Cluster, players: InProcess, steps: int, clock: Clock)
             players.is_counted = step == 0
             calls = players.traffic.calls
             clock.take()
-            with clock.watching(PARTS):
-                result = await ppo.step(sampler, step)
-            with clock.section("metrics"):
-                step_metrics(result)
+            with clock.watching(PARTS), patch.object(asyncio, "to_thread", _here):
+                await ppo.step(sampler, step)
             taken.append(clock.take())
-            del result
             if step == 0:
                 players.traffic, counted = Traffic(), players.traffic
         counted.calls = players.traffic.calls // steps if steps else calls
         players.traffic = counted
     return taken[1:]
+
+
+async def _here(function: Callable[..., Any], *args: Any) -> Any:
+    """For `asyncio.to_thread`: the clock counts one thread."""
+    return function(*args)
 
 
 def over_processes(cluster: Cluster, processes: int, steps: int) -> dict[str, Any]:
@@ -87,7 +98,7 @@ async def _real_steps(cluster: Cluster, players: Processes, steps: int) -> tuple
     sampler = sampler_of(ppo.roles, prompts)
     for step in range(steps + 1):
         began, used = time.perf_counter(), time.process_time()
-        step_metrics(await ppo.step(sampler, step))
+        await ppo.step(sampler, step)
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - used)
     groups: list[ActorGroup] = [ppo.roles.policy, ppo.roles.rollout]  # type: ignore[list-item]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.scale.cluster import PROMPT_TOKENS, Cluster
+from benchmarks.scale.cluster import Cluster
 from rayrlhf.batches import CriticBatch, PolicyBatch, Prompts, Rollouts, Scores, Values
 
 LINK_BYTES_PER_S = 100e9 / 8  # 100 Gbit/s a node, each way
@@ -37,7 +37,7 @@ def of_step(cluster: Cluster) -> dict[str, Any]:
     batch that rank 0, which is on the driver's node, hands on leaves it once: the ranks are a ring or a tree.
     """
     rows, tokens = cluster.rows, cluster.tokens
-    prompts, rollouts = batch_bytes(Prompts, rows, PROMPT_TOKENS), batch_bytes(Rollouts, rows, tokens)
+    prompts, rollouts = batch_bytes(Prompts, rows, cluster.half), batch_bytes(Rollouts, rows, tokens)
     policy, critic = batch_bytes(PolicyBatch, rows, tokens), batch_bytes(CriticBatch, rows, tokens)
     per_token, values = 4 * rows * tokens, batch_bytes(Values, rows, tokens)
     scores = batch_bytes(Scores, rows, tokens)
