@@ -20,7 +20,7 @@ from jobs.dpo import DPOConfig
 from jobs.evaluate import EvaluateConfig
 from jobs.kto import KTOConfig
 from jobs.pairs import PairsConfig
-from jobs.ppo import PPOConfig
+from jobs.ppo_config import PPOConfig
 from jobs.prepare import PrepareConfig
 from jobs.pretrain import PretrainConfig
 from jobs.reward_model import RewardModelConfig

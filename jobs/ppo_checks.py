@@ -10,7 +10,7 @@ from actors.config import check_lengths
 from rayrlhf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jobs.ppo import PPOConfig
+    from jobs.ppo_config import PPOConfig
 
 
 def check(config: PPOConfig, models: dict[str, str]) -> None:
@@ -73,7 +73,7 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
 
 
 def _check_roles(config: PPOConfig) -> None:
-    from jobs.ppo import ROLES
+    from jobs.ppo_config import ROLES
 
     unknown = sorted(config.layout.roles.keys() - set(ROLES))
     if unknown:

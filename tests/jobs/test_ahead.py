@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import ppo
+from jobs.ppo_config import STALE_IMPORTANCE_CAP
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from tests.jobs.test_ppo import overrides, rows_of
@@ -57,6 +58,6 @@ def test_vllm_samples_from_the_weights_it_says(config, tmp_path, ray_local):
     for step in range(1, STEPS + 1):
         assert rows[step]["sync/staleness"] == min(step - 1, AHEAD)
         assert "sync/logprob_gap" not in rows[step] or step % 2 == 0, "only an evaluation can tell of it"
-        assert 0 < rows[step]["policy/importance_avg"] <= ppo.STALE_IMPORTANCE_CAP
+        assert 0 < rows[step]["policy/importance_avg"] <= STALE_IMPORTANCE_CAP
     assert rows[1]["sync/logprob_drift"] < 1e-3 < rows[3]["sync/logprob_drift"], "the policy has moved on"
     assert all(rows[step]["sync/logprob_gap"] < 1e-3 for step in (0, 2, 4)), "settled, it has the newest"

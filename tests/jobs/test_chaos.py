@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import ppo
+from jobs import ppo, ppo_roles
 from rayrlhf.config import load
 from tests.conftest import ROOT
 from tests.jobs.test_ppo import overrides
@@ -29,7 +29,7 @@ ROLES = ("policy", "critic", "reference", "reward", "rollout")
 @pytest.fixture
 def run(tiny_model, reward_folder, prompts_file, tmp_path, ray_local, monkeypatch) -> Callable[..., list[dict]]:
     """`run(name, faults, **keys)` -> the rows of a PPO run in which faults (step, role, signal) came to pass."""
-    start = ppo._start
+    start = ppo_roles.start
 
     def make(name: str, faults: list[tuple[int, str, int]] = (), **more: Any) -> list[dict]:
         groups: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def run(tiny_model, reward_folder, prompts_file, tmp_path, ray_local, monkeypatc
             groups.update(made)
             return roles
 
-        monkeypatch.setattr(ppo, "_start", started)
+        monkeypatch.setattr(ppo_roles, "start", started)
         keys = {"loop.steps": STEPS, "loop.save_every": 2, "loop.evaluate_every": 3, "rollout.engine": "transformers"}
         keys |= {"recovery.backoff_s": 0.1, "run.trackers": "[]", **more}
         root = tmp_path / name

@@ -447,7 +447,7 @@ def test_what_a_failed_run_still_reads_is_closed_before_the_cluster_is_left(monk
 
 
 def test_what_the_dashboard_says_of_a_job():
-    from jobs.ppo import PPOConfig
+    from jobs.ppo_config import PPOConfig
     from rayrlhf.config import load
 
     given = ["run.name=try", "policy_model=p", "reward_model=r", "prompts.train=t", "prompts.max_tokens=8"]

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import ray
 
-from jobs import ppo
+from jobs import ppo, ppo_roles
 from rayrlhf.config import load
 from tests.jobs.test_ppo import overrides
 
@@ -42,7 +42,7 @@ def held(groups: dict) -> dict[str, float]:
 def test_nothing_grows_over_200_steps(
     engine, tiny_model, reward_folder, prompts_file, tmp_path, ray_local, monkeypatch
 ):
-    start, groups, samples = ppo._start, {}, dict[int, dict[str, float]]()
+    start, groups, samples = ppo_roles.start, {}, dict[int, dict[str, float]]()
     log, over = tmp_path / "tiny" / "metrics.jsonl", threading.Event()
 
     async def started(config, placement, made, *rest):
@@ -56,7 +56,7 @@ def test_nothing_grows_over_200_steps(
             if groups and step > 0 and step not in samples:
                 samples[step] = held(groups)
 
-    monkeypatch.setattr(ppo, "_start", started)
+    monkeypatch.setattr(ppo_roles, "start", started)
     keys = {"loop.steps": STEPS, "loop.save_every": 20, "loop.evaluate_every": 20, "rollout.engine": engine}
     given = overrides(tmp_path, tiny_model("llama"), reward_folder("llama"), prompts_file, **keys)
     watching = threading.Thread(target=watch)

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from jobs import dpo, pretrain, reward_model, sft
-from jobs.ppo import PPOConfig
 from jobs.ppo import check as check_ppo
 from jobs.ppo import plan as plan_ppo
 from jobs.ppo import run as run_ppo
+from jobs.ppo_config import PPOConfig
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import ConfigError

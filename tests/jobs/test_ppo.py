@@ -11,7 +11,7 @@ import pytest
 from ray.util import placement_group_table
 
 from actors import calls
-from jobs import dpo, ppo
+from jobs import dpo, ppo, ppo_roles
 from rayrlhf.checkpoint import find_stage
 from rayrlhf.config import load
 from rayrlhf.errors import CheckpointError, ConfigError, DataError, ModelError, ResourceError, RewardError
@@ -307,14 +307,14 @@ def test_what_the_learners_are_given(estimator, normaliser, kl_kind, tmp_path):
     expected = {"temperature": 0.7, "normaliser": normaliser, "normaliser_constant": 12.0, "kl_kind": kl_kind}
     expected |= {"stop_strings": ("###",)}
     steps = 2 * 2 * 2  # RL steps, epochs, minibatches
-    assert ppo.learner_arguments(chosen, "policy") == expected | {"config": chosen.policy, "total_steps": steps}
+    assert ppo_roles.learner_arguments(chosen, "policy") == expected | {"config": chosen.policy, "total_steps": steps}
     more = {"policy.normaliser": "constant", "policy.normaliser_constant": 7, "algorithm.kl.kind": "k2"}
-    found = ppo.learner_arguments(config(**more), "policy")
+    found = ppo_roles.learner_arguments(config(**more), "policy")
     assert (found["normaliser"], found["normaliser_constant"], found["kl_kind"]) == ("constant", 7.0, "k2")
     if estimator == "gae":
         warm = config(**{"algorithm.critic_warmup_steps": 1, "critic.epochs": 3})
-        assert ppo.learner_arguments(warm, "policy")["total_steps"] == 1 * 2 * 2
-        assert ppo.learner_arguments(warm, "critic") == {"config": warm.critic, "total_steps": 2 * 3 * 2}
+        assert ppo_roles.learner_arguments(warm, "policy")["total_steps"] == 1 * 2 * 2
+        assert ppo_roles.learner_arguments(warm, "critic") == {"config": warm.critic, "total_steps": 2 * 3 * 2}
 
 
 def test_the_watchdog_knows_of_what_runs_in_the_driver():
