@@ -136,6 +136,14 @@ def test_a_hub_set_goes_the_same_way(ray_local: None, tmp_path: Path, monkeypatc
         sources.read(f"hf://{tmp_path}/set:nosuch", "auto", "preference")
 
 
+def test_a_small_machine_gets_one_process_for_parquet_footers(ray_local: None, tmp_path: Path) -> None:
+    from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import FooterFileIndexer
+
+    parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    assert sources.read(str(tmp_path)).count() == 1
+    assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 1, "Ray's own default is 32"
+
+
 def test_messages_survive(ray_local: None, tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "completion": "c"}]
     assert sources.read(_jsonl(tmp_path / "a.jsonl", rows), "auto", "prompt_completion").take_all() == rows
