@@ -16,14 +16,14 @@ from rayrlhf.training.config import EngineConfig
 _GIB = 2**30
 _FLOAT32 = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# A process with torch, transformers and Ray; with DeepSpeed besides; with vLLM: measured on CPU
-_PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.48, 0.52, 0.8
+# A process with torch, transformers and Ray; with DeepSpeed besides; with vLLM: benchmarks/results/role-memory-demo-*
+_PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.54, 0.58, 1.0
 _REDUCE_BUCKET = 500_000_000  # elements; rayrlhf.training.engine
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO 3 keeps as many gathered (DeepSpeed's stage3_max_live_parameters)
-# Tensors of [tokens, vocabulary] in float32 that are there at once: logits and log-softmax, for the entropy and in the
-# backward pass two more; and one that the allocator cannot reuse for a pass of another length, measured
-_WITH_GRADIENTS, _WITHOUT = 5, 3
-ROWS_AHEAD_GIB = 0.12  # rows that a worker of Ray Train reads ahead, pages of Ray's object store
+# Tensors of [tokens, vocabulary] in float32, as many as a pass holds at its peak, measured: with gradients in float32,
+# with gradients in bfloat16; without 1, and one that the allocator cannot reuse for a pass of another length
+_WITH_GRADIENTS, _WITH_GRADIENTS_BF16, _WITHOUT = 5, 3, 2
+ROWS_AHEAD_GIB = 0.2  # rows that a worker of Ray Train reads ahead, pages of Ray's object store
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _activations(shapes: Shapes, tokens: int, precision: str, has_logits: bool, 
         widths = sorted(widths)[-2:]  # two neighbours are there at once
     bytes_each = 4.0 if precision == "bf16" else 6.0
     body = tokens * bytes_each * sum(widths)
-    copies = _WITH_GRADIENTS if has_gradients else _WITHOUT
+    copies = (_WITH_GRADIENTS_BF16 if precision == "bf16" else _WITH_GRADIENTS) if has_gradients else _WITHOUT
     return body + (copies * _FLOAT32 * tokens * vocabulary(shapes) if has_logits else 0)
 
 

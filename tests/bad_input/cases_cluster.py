@@ -50,7 +50,7 @@ CASES = (
     Case(
         "more memory than the machine has",
         given(*PPO, "rollout.kv_cache_gib=500"),
-        ("500.8 GiB", "20.0 GiB", "lower kv_cache_gib"),
+        ("501.0 GiB", "20.0 GiB", "lower kv_cache_gib"),
     ),
     Case("a layout that is not there", given(*PPO, "layout=two_gpus"), ("'two_gpus'", "one_gpu", "nor a file")),
     Case("a layout file that is text", _layout("hello\n"), ("mine.yaml", "must hold the keys pools and roles")),
