@@ -16,7 +16,7 @@ from rayrlhf.training.config import EngineConfig
 _GIB = 2**30
 _FLOAT32 = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# A process with torch, transformers and Ray; with DeepSpeed besides; with vLLM: benchmarks/results/role-memory-demo-*
+# A process with torch, transformers and Ray; with DeepSpeed besides; with vLLM: role-memory-demo-2026-12-01.json
 _PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.54, 0.58, 1.0
 _REDUCE_BUCKET = 500_000_000  # elements; rayrlhf.training.engine
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO 3 keeps as many gathered (DeepSpeed's stage3_max_live_parameters)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -129,8 +129,7 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
     from rayrlhf.restarts import Restarts
     from rayrlhf.score_function import load_function
-    from rayrlhf.side_by_side import gather
-    from rayrlhf.stream import Stream, fill
+    from rayrlhf.stream import Stream
     from rayrlhf.timing import Stopwatch
 
     console, root = Console(), config.run.stage("ppo")
@@ -140,10 +139,17 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     loop, seed = config.loop, config.run.seed
     tokenizer = load_tokenizer(model_folder(config.policy_model))
     originals, counts = _originals(config), dict[str, float]()
+    held_out = await asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
+    layout = config.layout.only(config.roles)
+    placement = Placement.reserve(layout, config.start_deadline_s, console.print, root)
     groups: dict[str, Any] = {}
     stopwatch, done = Stopwatch(), progress.step if found.stage else -1
+    log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)
+    texts = _texts(config, tokenizer, progress.batches)
     say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
     restarts = Restarts(config.recovery, say)
+    watchdog = Watchdog(check_stall(config.recovery, config.call_deadline_s), groups, root, say)
+    watchdog.start()
     prompts = Stream(
         lambda first, last: training_prompts(
             config.prompts,
@@ -160,22 +166,7 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
         loop.steps,
         waiting=lambda: calls.wait_for(DRIVER, "a batch of prompts"),
     )
-    texts = _texts(config, tokenizer, progress.batches)
-    with ExitStack() as ends:
-        for stream in (prompts, texts):
-            if stream is not None:
-                ends.callback(stream.close)
-        # the first rows of all: side by side, for Ray Data mostly waits there, and before the roles have the cores
-        reading = asyncio.to_thread(held_out_prompts, config.prompts, tokenizer, loop.evaluation_prompts, originals)
-        held_out, _ = await gather(reading, fill(prompts, texts))
-        placement = Placement.reserve(config.layout.only(config.roles), config.start_deadline_s, console.print, root)
-        ends.callback(placement.release)
-        log = MetricsLog(config.run.directory, "ppo", loop.steps, done, config.run.trackers, describe)
-        ends.callback(log.close)
-        ends.callback(lambda: [group.stop() for group in groups.values()])
-        watchdog = Watchdog(check_stall(config.recovery, config.call_deadline_s), groups, root, say)
-        watchdog.start()
-        ends.callback(watchdog.stop)
+    try:
         roles = await ppo_roles.start(config, placement, groups, stopwatch, texts, originals, restarts)
         gold = _known_to_the_watchdog(load_function(config.gold), "scores of gold") if config.gold else None
         return await PPOLoop(
@@ -194,6 +185,14 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
             console=console,
             restarts=restarts,
         ).run(progress if found.stage else None)
+    finally:
+        watchdog.stop()
+        for group in groups.values():
+            group.stop()
+        placement.release()
+        log.close()
+        if texts is not None:
+            texts.close()
 
 
 def _originals(config: PPOConfig) -> Originals:

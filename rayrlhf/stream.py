@@ -28,24 +28,17 @@ class Stream(Iterator[T], Generic[T]):
         self._batches, self._count, self._waiting = batches, count, waiting
         self._part: Generator[T] | None = None
         self._last = 0  # where the part ends
-        self._first: list[T] = []  # that `fill` has read
 
     def __next__(self) -> T:
-        self.fill()
-        self.used += 1
-        return self._first.pop()
-
-    def fill(self) -> None:
-        """Reads the next batch, unless it has: `next` then has it at once."""
-        if self._first:
-            return
         with self._waiting():
             if self._part is None or self.used >= self._last:
                 self.close()
                 while self._last <= self.used:
                     self._last += self._count
                 self._part = self._batches(self.used, self._last)
-            self._first.append(next(self._part))
+            batch = next(self._part)
+        self.used += 1
+        return batch
 
     def seek(self, used: int) -> None:
         """Go on with batch number `used`."""
@@ -55,27 +48,16 @@ class Stream(Iterator[T], Generic[T]):
 
     def close(self) -> None:
         """Let go of what reads; where a thread is reading still, it ends with the process."""
-        part, self._part, self._first = self._part, None, []
+        part, self._part = self._part, None
         if part is not None:
             with suppress(ValueError):
                 part.close()
 
 
 async def read(stream: Stream[T]) -> T:
-    """The next batch, read in a thread.  Cancelled, it waits until the batch is there."""
-    return await _to_its_end(next, stream)
-
-
-async def fill(*streams: Stream[Any] | None) -> None:
-    """Each one's next batch is there when this returns, as `read` reads it; None is no stream."""
-    for stream in streams:
-        if stream is not None:
-            await _to_its_end(stream.fill)
-
-
-async def _to_its_end(function: Callable[..., T], *args: Any) -> T:
-    """No thread can be ended: nothing may move a stream when others have gone on."""
-    reading = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    """The next batch, read in a thread.  No thread can be ended: cancelled, it waits until the batch is there, so that
+    nothing moves `stream` when others have gone on."""
+    reading = asyncio.ensure_future(asyncio.to_thread(next, stream))
     try:
         return await asyncio.shield(reading)
     finally:

@@ -1,12 +1,8 @@
 """Batches from any place on, and more than were foreseen."""
 
-import asyncio
 import contextlib
 
-import pytest
-
-from rayrlhf.errors import DataError
-from rayrlhf.stream import Stream, fill
+from rayrlhf.stream import Stream
 
 
 def test_it_goes_on_beyond_what_was_foreseen_and_back():
@@ -36,30 +32,3 @@ def test_it_goes_on_beyond_what_was_foreseen_and_back():
     stream.close()
     assert closed[2:] == [(1, 3), (3, 6)]
     assert next(Stream(batches, 7, 3)) == 7 and asked[-1] == (7, 9)
-
-
-def test_a_batch_read_in_advance_is_the_next_one_and_goes_with_the_place():
-    asked = []
-
-    def batches(first, last):
-        asked.append(first)
-        yield from range(first, last)
-
-    stream, idle = Stream(batches, 2, 3), None
-    asyncio.run(fill(stream, idle))
-    assert asked == [2] and stream.used == 2
-    asyncio.run(fill(stream))
-    stream.seek(2)
-    assert next(stream) == 2 and next(stream) == 3 and asked == [2, 3], "part 2 .. 3, then 3 .. 6"
-    stream.fill()
-    stream.seek(0)
-    assert next(stream) == 0 and stream.used == 1
-
-
-def test_what_reading_in_advance_raises_reaches_the_caller():
-    def batches(first, last):
-        raise DataError("no rows")
-        yield
-
-    with pytest.raises(DataError, match="no rows"):
-        asyncio.run(fill(Stream(batches, 0, 1)))

@@ -34,7 +34,8 @@ def draw_coordinator(axes: Axes, results: dict[str, Any]) -> None:
     step_s = sum(results["after"]["assumed"]["latencies_s"].values())
     axes.axhline(step_s / 100, color="black", linewidth=0.8, linestyle=":", label=f"1 % of a step of {step_s:g} s")
     axes.set_xticks(range(len(sizes)), [f"{gpus:,}" for gpus in sizes])
-    axes.set_xlabel("simulated GPUs, 8 rows of 1,024 tokens each")
+    tokens = results["after"]["runs"][0]["tokens_a_row"]
+    axes.set_xlabel(f"simulated GPUs, 8 rows of {tokens:,} tokens each")
     axes.set_ylabel("CPU seconds a step (measured)")
     axes.set_title("The coordinator's own work", fontsize=10)
     axes.margins(y=0.15)

@@ -50,8 +50,9 @@ def in_process(cluster: Cluster, steps: int) -> dict[str, Any]:
         "parts_s": {part: round(s, 4) for part, s in sorted(medians.items())},
         "own_s": round(total, 4),
         "own_s_lowest_and_highest": [round(min(own), 4), round(max(own), 4)],
+        "share_of_step": round(total / (STEP_S + total), 5),
         "waited_s": round(waited, 4),
-        "share_of_step": round(waited / (STEP_S + waited), 5),
+        "waited_share": round(waited / (STEP_S + waited), 5),
         "bytes": asdict(players.traffic),
     }
 

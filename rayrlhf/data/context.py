@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 MIN_PARTITIONS = 8
-FOOTER_READERS = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"  # processes that read Parquet footers, for each dataset read
+FOOTER_READERS = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"  # processes that read Parquet footers, for each dataset
+FOOTERS_A_CALL = "RAY_DATA_PARQUET_FOOTER_BATCH_SIZE"  # files that one of them is given at a time
 
 
 def settle(ds: Dataset | None = None) -> None:
@@ -18,13 +19,15 @@ def settle(ds: Dataset | None = None) -> None:
 
     Process-wide, because Ray Train builds its workers' execution options from the driver's.  Ray's own
     default of 200 partitions a shuffle takes 10 s on 2 cores for some MB; two a CPU keep every core busy.  And of 32
-    processes for the footers of Parquet files, 5 s for each dataset; one reads 128 files at a time.
+    processes for the footers of Parquet files, 5 s for each dataset; one for 16 CPUs, given as many files at a time as
+    it has threads, is enough.
     """
     import ray
     from ray.data import DataContext
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     os.environ.setdefault(FOOTER_READERS, str(min(32, 1 + cpus // 16)))
+    os.environ.setdefault(FOOTERS_A_CALL, "128")
     partitions = max(MIN_PARTITIONS, 2 * cpus)
     contexts = [DataContext.get_current()] + ([] if ds is None else [ds.context])
     for context in contexts:

@@ -141,7 +141,9 @@ def test_a_small_machine_gets_one_process_for_parquet_footers(ray_local: None, t
 
     parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     assert sources.read(str(tmp_path)).count() == 1
-    assert FooterFileIndexer(ignore_missing_paths=False)._num_actors == 1, "Ray's own default is 32"
+    index = FooterFileIndexer(ignore_missing_paths=False)
+    assert index._num_actors == 1, "Ray's own default is 32"
+    assert index._footer_batch_size == index._io_concurrency == 128, "as many files as threads"
 
 
 def test_messages_survive(ray_local: None, tmp_path: Path) -> None:
