@@ -19,8 +19,9 @@ from rayrlhf.redaction import redacted
 NO_INPUTS = (
     *("when_changed", "trackers", "call_deadline_s", "start_deadline_s", "save_every", "keep", "max_rollbacks"),
     *("gpu_gib", "offload", "recovery", "max_restarts", "stall_s", "reward_failures", "health"),
-    # where it runs: the numbers are the same within float rounding
+    # where it runs, and how much of a batch at a time: the numbers are the same within float rounding
     *("layout", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "zero_stage"),
+    *("microbatch_tokens", "forward_tokens"),
 )
 
 

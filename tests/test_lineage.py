@@ -27,6 +27,8 @@ class Train(Section):
     max_rollbacks: int = 2
     num_workers: int = 1
     zero_stage: int = 1
+    microbatch_tokens: int = 4096
+    forward_tokens: int = 4096
 
 
 class Config(Section):
@@ -94,7 +96,8 @@ def test_waiting_longer_keeping_more_or_logging_elsewhere_changes_nothing(tmp_pa
 
 def test_where_it_runs_changes_nothing(tmp_path):
     make(f"{tmp_path}/ppo", configured(), {}, is_final=False)
-    elsewhere = configured(layout="one_gpu", train={"num_workers": 3, "zero_stage": 3})
+    train = {"num_workers": 3, "zero_stage": 3, "microbatch_tokens": 512, "forward_tokens": 512}
+    elsewhere = configured(layout="one_gpu", train=train)
     assert standing(f"{tmp_path}/ppo", elsewhere, {}).state == "unfinished"
 
 
