@@ -56,7 +56,7 @@ def check(config: PPOConfig) -> None:
     """Everything that can be known before a resource is taken; UserError."""
     from jobs import ppo_checks
 
-    ppo_checks.check(config, config.models)
+    ppo_checks.check(config)
     plan(config)
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from jobs.ppo_config import PPOConfig
 
 
-def check(config: PPOConfig, models: dict[str, str]) -> None:
-    """`models`: where each role's is.  Raises UserError."""
+def check(config: PPOConfig) -> None:
+    """Raises UserError."""
     from cluster.bring_up import check_run_root
     from rayrlhf.checkpoint import model_folder
     from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer, stop_strings
@@ -31,7 +31,7 @@ def check(config: PPOConfig, models: dict[str, str]) -> None:
         config.reward_failures.check_time(-(-most // config.layout.roles["reward"].ranks), config.call_deadline_s)
     if config.gold:
         load_function(config.gold)
-    folders = {role: model_folder(path) for role, path in models.items()}
+    folders = {role: model_folder(path) for role, path in config.models.items()}
     reads_text = check_tokenizers(config, folders)
     contexts = [check_folder(folder) for role, folder in folders.items() if not (reads_text and role == "reward")]
     check_writes(folders["policy"], f"policy_model={config.policy_model}")

@@ -19,8 +19,8 @@ def settle(ds: Dataset | None = None) -> None:
 
     Process-wide, because Ray Train builds its workers' execution options from the driver's.  Ray's own
     default of 200 partitions a shuffle takes 10 s on 2 cores for some MB; two a CPU keep every core busy.  And of 32
-    processes for the footers of Parquet files, 5 s for each dataset; one for 16 CPUs, given as many files at a time as
-    it has threads, is enough.
+    processes for the footers of Parquet files, started for each pass over a dataset, some 3 s there; here one for every
+    16 CPUs, given as many files at a time as it has threads.
     """
     import ray
     from ray.data import DataContext
