@@ -6,7 +6,7 @@ the engine is pinned to one core and all other roles to the rest, in all runs.
 
     ahead  max_staleness 0 and 1; sampling and learning sized to take similar time
     parts  max_staleness 4, responses that end anywhere below 224 tokens sampled whole and in parts of 64 tokens
-    judge  the same responses, judged when all have ended and in 4 parts while others are sampled
+    judge  128 responses of 10 to 60 tokens, judged when all have ended and in 4 parts while others are sampled
 
 Writes benchmarks/results/asynchronous-EXPERIMENT-DATE.json.
 """
@@ -54,12 +54,14 @@ class Experiment:
     max_new_tokens: int
     is_speaker: bool  # the model that ends texts by itself
     settings: tuple[tuple[str, ...], tuple[str, ...]]
+    keys: tuple[str, ...] = ()  # of both
 
 
 EXPERIMENTS = {
     "ahead": Experiment(16, 16, 224, False, (("max_staleness=0",), ("max_staleness=1",))),
     "parts": Experiment(24, 32, 224, True, (("max_staleness=4",), ("max_staleness=4", "partial_rollout_tokens=64"))),
-    "judge": Experiment(24, 32, 224, True, (("judge_parts=1",), ("judge_parts=4",))),
+    # at the usual rate it has unlearnt after a step where texts end
+    "judge": Experiment(24, 128, 224, True, (("judge_parts=1",), ("judge_parts=4",)), ("policy.engine.lr=1e-6",)),
 }
 SECONDS = ("rollout_generate", "policy_logprobs", "reference_logprobs", "policy_update", "sample_wait")
 
@@ -95,7 +97,8 @@ def run(experiment: Experiment, setting: tuple[str, ...], name: str) -> dict[str
     ROOT.mkdir(parents=True, exist_ok=True)
     made, steps = BENCH / "task", experiment.steps
     model = our_side.speaker(BENCH.absolute()) if experiment.is_speaker else made / "model"
-    command = [sys.executable, "-m", "jobs.ppo", f"run.name={name}", f"run.root={ROOT}", *KEYS, *setting]
+    command = [sys.executable, "-m", "jobs.ppo", f"run.name={name}", f"run.root={ROOT}"]
+    command += [*KEYS, *experiment.keys, *setting]
     command += [f"policy_model={model}", f"prompts.train={made}/prompts.jsonl"]
     command += [f"prompts.validation={made}/prompts.jsonl", f"sampling.max_new_tokens={experiment.max_new_tokens}"]
     command += [f"loop.rollout_batch={experiment.rows}", f"policy.minibatch={experiment.rows}"]
@@ -114,7 +117,7 @@ def run(experiment: Experiment, setting: tuple[str, ...], name: str) -> dict[str
     found = {"step": (times[-1] - times[0]) / (len(times) - 1)}  # no median: long responses come in some steps only
     for key in (f"time/{part}_s" for part in SECONDS):  # beside learning a call ends within one of the steps
         found[key] = sum(row.get(key, 0.0) for row in rows) / len(rows)
-    for key in ("rollout/tokens", "sync/staleness", "sync/partial_share"):
+    for key in ("rollout/tokens", "rollout/finished_share", "sync/staleness", "sync/partial_share"):
         if key in rows[0]:
             found[key] = statistics.mean(row[key] for row in rows)
     return found
@@ -140,7 +143,7 @@ def main() -> None:
         "date": date,
         "command": f"python -m benchmarks.asynchronous {arguments.experiment} --rounds {arguments.rounds}",
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        "keys": KEYS,
+        "keys": KEYS + experiment.keys,
         "rows": experiment.rows,
         "max_new_tokens": experiment.max_new_tokens,
         "runs": runs,

@@ -39,9 +39,8 @@ def measured(hidden: int, precision: str, has_gradients: bool) -> dict[str, Any]
     from rayrlhf.training.config import EngineConfig
 
     shape: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": hidden * 5 // 2}
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=LAYERS, tie_word_embeddings=True, **shape)
-    )
+    shape |= {"vocab_size": VOCABULARY, "hidden_size": hidden, "num_hidden_layers": LAYERS}
+    model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **shape))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
 
@@ -87,8 +86,8 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.pass_memory", "--case", json.dumps(case)]
         answer = subprocess.run(command, env=ENVIRONMENT | os.environ, capture_output=True, text=True, check=True)
         found.append(json.loads(answer.stdout.splitlines()[-1]))
-        told = (f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in found[-1].items())
-        print("  ".join(told), flush=True)
+        numbers = {key: value for key, value in found[-1].items() if key != "precision"}
+        print(case[1], *(f"{key} {value:.3g}" for key, value in numbers.items()), flush=True)
     date = datetime.date.today().isoformat()
     path = Path(__file__).parent / "results" / f"pass-memory-{date}.json"
     machine = {"cpu": cpu_model(), "cores": os.cpu_count()}
