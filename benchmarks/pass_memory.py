@@ -3,8 +3,8 @@
 Each case in a process of its own, with what `cluster.bring_up` sets for an actor: a Llama of 4 layers and a vocabulary
 of 32,768 takes passes of 30 to 32 rows of 128 tokens, with gradients (log-probs and entropy, as a policy learns) or
 without (as a reference judges).  Of what the process's peak grew by, the plan's estimate for the layers is taken off
-(`cluster/memory.py`); the rest is told in copies of [tokens, vocabulary] in float32.  Prints a table and writes
-benchmarks/results/pass-memory-DATE.json.
+(`cluster/memory.py`); the rest is told in copies of [tokens, vocabulary] in float32, which differ between runs.  Prints
+a line a case and writes benchmarks/results/pass-memory-DATE.json.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ _PROCESS_GIB, _TRAINER_GIB, _ENGINE_GIB = 0.54, 0.58, 1.0
 _REDUCE_BUCKET = 500_000_000  # elements; rayrlhf.training.engine
 _LIVE_PARAMETERS = 1_000_000_000  # ZeRO 3 keeps as many gathered (DeepSpeed's stage3_max_live_parameters)
 # Tensors of [tokens, vocabulary] in float32, as many as a pass holds at its peak.  Measured on a CPU, 4,096 tokens and
-# 32,768 words (benchmarks/pass_memory.py, 2026-12-01): with gradients 3.7 to 4.9 in float32, 2.5 to 2.6 in bfloat16;
-# without 1.0 to 1.1, and here one more, which the allocator may not reuse for a pass of another length
+# 32,768 words (benchmarks/pass_memory.py, twice on 2026-12-01): with gradients 3.7 to 4.9 in float32, 2.5 to 2.6 in
+# bfloat16; without 0.5 to 1.5, as the allocator may not reuse one for a pass of another length
 _WITH_GRADIENTS, _WITH_GRADIENTS_BF16, _WITHOUT = 5, 3, 2
 ROWS_AHEAD_GIB = 0.2  # rows that a worker of Ray Train reads ahead, pages of Ray's object store
 
