@@ -6,7 +6,8 @@ the engine is pinned to one core and all other roles to the rest, in all runs.
 
     ahead  max_staleness 0 and 1; sampling and learning sized to take similar time
     parts  max_staleness 4, responses that end anywhere below 224 tokens sampled whole and in parts of 64 tokens
-    judge  128 responses, 25 tokens long on average and 104 at most, judged when all have ended and in 4 parts while others are sampled
+    judge  128 responses of 25 tokens on average and 104 at most, judged when all have ended and in 4 parts while others
+           are sampled
 
 Writes benchmarks/results/asynchronous-EXPERIMENT-DATE.json.
 """

@@ -120,8 +120,8 @@ def check(config: EvaluateConfig) -> None:
     """Models and prompts are there, lengths fit, policy and baseline are of one architecture."""
     from cluster.bring_up import check_run_root
     from jobs.generate import check_generates
-    from rayrlhf.checkpoint import model_folder
     from rayrlhf.data import sources
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
@@ -191,7 +191,7 @@ def evaluation_layout(layout: LayoutConfig) -> LayoutConfig:
 
 def plan(config: EvaluateConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.headers import tensor_shapes
 
     models = {
@@ -220,11 +220,12 @@ def run(config: EvaluateConfig) -> str:
 
 async def _run(config: EvaluateConfig) -> str:
     from cluster.placement import Placement
-    from rayrlhf.checkpoint import StageWriter, model_folder
+    from rayrlhf.checkpoint import StageWriter
     from rayrlhf.data.prompt_stream import Originals, held_out_prompts
     from rayrlhf.evaluation.compare import compare, sample_rows
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.reward_sources.columns import asked_columns
 
@@ -257,7 +258,7 @@ async def _both_sides(
     """(baseline, policy) on the same prompts and seeds."""
     from actors.watchdog import Watchdog
     from actors.weight_sync import publish_folder
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
 
     groups: dict[str, Any] = {}
     stall_s = check_stall(config.recovery, config.call_deadline_s)
@@ -282,7 +283,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
     from actors.reference import ReferenceReplica
     from actors.reward import RewardReplica
     from actors.rollout import RolloutGroup
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.restarts import Restarts
 
     restarts = Restarts(config.recovery)
@@ -318,7 +319,7 @@ def _make(config: EvaluateConfig, placement: Placement, groups: dict[str, Any]) 
 
 def _reward(config: EvaluateConfig, group: Any, originals: Originals) -> Any:
     """The group of the role reward, or what translates for it."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.reward_sources.columns import WithColumns
     from rayrlhf.reward_sources.retokenise import judge
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from jobs import command
-from rayrlhf.checkpoint import model_folder, virtual_tokens
 from rayrlhf.config import Section
+from rayrlhf.model_folder import model_folder, virtual_tokens
 
 if TYPE_CHECKING:
     from cluster.layout import RolePlan

@@ -99,7 +99,7 @@ def parents(config: PairsConfig) -> dict[str, str]:
 def check(config: PairsConfig) -> None:
     """Models and prompts are there, lengths fit."""
     from cluster.bring_up import check_run_root
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import check_scores, check_writes, load_tokenizer
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.reward_sources.retokenise import reads_tokens
@@ -136,7 +136,7 @@ def check(config: PairsConfig) -> None:
 
 def plan(config: PairsConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.headers import tensor_shapes
 
     models = {"rollout": config.model, "reward": config.reward_model or config.model}
@@ -203,7 +203,7 @@ def _groups(config: PairsConfig, placement: Any) -> dict[str, Any]:
     from actors.group import RewardGroup
     from actors.reward import RewardReplica
     from actors.rollout import RolloutGroup
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.restarts import Restarts
 
     restarts = Restarts(config.recovery)
@@ -227,8 +227,8 @@ class _Ranking:
     """The pairs of one split, batch by batch into one file."""
 
     def __init__(self, config: PairsConfig, split: str, groups: dict[str, Any], folder: str) -> None:
-        from rayrlhf.checkpoint import model_folder
         from rayrlhf.data.prompt_stream import Originals
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.causal_lm import load_tokenizer
         from rayrlhf.ranked_pairs import Totals
         from rayrlhf.reward_sources.columns import WithColumns, asked_columns

@@ -253,7 +253,7 @@ def plan(config: PipelineConfig) -> dict[str, list[RolePlan]]:
 
 def _shapes(config: PipelineConfig) -> Shapes:
     """The weights of the models of this run, which are all of one size; none where no stage has a model."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.headers import tensor_shapes
 
     pretrain = config.pretrain

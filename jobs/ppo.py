@@ -62,7 +62,7 @@ def check(config: PPOConfig) -> None:
 
 def plan(config: PPOConfig) -> list[RolePlan]:
     """Every role's place, with an estimate of its memory."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.headers import tensor_shapes
 
     shapes = {role: tensor_shapes(model_folder(path)) for role, path in config.models.items()}
@@ -120,11 +120,11 @@ async def _run(config: PPOConfig, profile: Steps | None = None) -> str:
     from actors import calls
     from actors.watchdog import DRIVER, Watchdog
     from cluster.placement import Placement
-    from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import PPO
     from rayrlhf.data.prompt_stream import held_out_prompts, training_prompts
     from rayrlhf.lineage import claim
     from rayrlhf.metrics import MetricsLog
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import load_tokenizer
     from rayrlhf.ppo_loop import Evaluator, PPOLoop, Progress
     from rayrlhf.restarts import Restarts

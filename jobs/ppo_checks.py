@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check(config: PPOConfig) -> None:
     """Raises UserError."""
     from cluster.bring_up import check_run_root
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import check_folder, check_scores, check_writes, load_tokenizer, stop_strings
     from rayrlhf.reward_sources.columns import check_columns
     from rayrlhf.score_function import load_function

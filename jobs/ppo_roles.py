@@ -28,9 +28,9 @@ async def start(
     """All groups, started side by side; `groups` fills up first, so that the caller can stop what was begun."""
     from actors import critic, group, policy, reference, reward, rollout
     from actors.weight_sync import Publisher
-    from rayrlhf.checkpoint import model_folder
     from rayrlhf.coordinator import Roles
     from rayrlhf.estimators import NoCritic
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.policy_roles import AdapterOff, CriticWarmup, PretrainingMix, SampledLogprobs
     from rayrlhf.reward_sources.columns import WithColumns
     from rayrlhf.reward_sources.retokenise import judge

@@ -174,7 +174,7 @@ def _tokenizer(config: TokenizerConfig, tables: str, model_dir: str, is_own: boo
 
 def tokenizer_folder(path: str) -> str:
     """The folder with the tokenizer that `path`, a stage or a Hugging Face folder, means."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import has_tokenizer
 
     return path if has_tokenizer(path) else model_folder(path)

@@ -96,7 +96,7 @@ def run(config: PretrainConfig, profile: Steps | None = None) -> str:
 
 def _folder(config: PretrainConfig) -> str:
     """The folder with the tokenizer, and the weights when continuing."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import has_tokenizer
 
     source = config.model.source()

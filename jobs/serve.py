@@ -30,9 +30,10 @@ from jobs.serve_config import (
 )
 from jobs.serve_follow import Follower
 from jobs.serve_snapshots import Snapshots
-from rayrlhf.checkpoint import model_folder, stage_hash
+from rayrlhf.checkpoint import stage_hash
 from rayrlhf.config import from_tree
 from rayrlhf.errors import ConfigError, ResourceError, RoleError
+from rayrlhf.model_folder import model_folder
 from rayrlhf.version import __version__
 
 if TYPE_CHECKING:

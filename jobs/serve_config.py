@@ -185,7 +185,7 @@ def is_reward_model(folder: str) -> bool:
 
 def check_models(config: ServeConfig) -> None:
     """Every folder holds a model that can be served with its settings; A/B names are of language models."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
     from rayrlhf.models.causal_lm import check_folder, check_scores, load_tokenizer
 
     scorers = []

@@ -13,8 +13,9 @@ from typing import Any
 
 from jobs.serve_config import ServeConfig, check_models
 from jobs.serve_snapshots import Snapshots
-from rayrlhf.checkpoint import model_folder, stage_hash
+from rayrlhf.checkpoint import stage_hash
 from rayrlhf.errors import RayRLHFError
+from rayrlhf.model_folder import model_folder
 
 
 class Follower:

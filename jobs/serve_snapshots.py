@@ -23,8 +23,9 @@ from typing import Any
 
 from fsspec.utils import get_protocol
 
-from rayrlhf.checkpoint import MANIFEST, model_folder
+from rayrlhf.checkpoint import MANIFEST
 from rayrlhf.errors import CheckpointError
+from rayrlhf.model_folder import model_folder
 
 FOLDER = ".served"
 RENEW_S = 60.0

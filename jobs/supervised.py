@@ -86,7 +86,7 @@ class FineTuning:
 
     def check(self, config: FineTuneConfig) -> None:
         """Model and data are there and fit together; UserError otherwise."""
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.causal_lm import check_known, check_writes
         from rayrlhf.training import job
 
@@ -110,8 +110,8 @@ class FineTuning:
 
     def tokenizer(self, config: FineTuneConfig) -> Any:
         """The model's tokenizer, with the stage's chat template."""
-        from rayrlhf.checkpoint import model_folder
         from rayrlhf.data.chat_templates import template_text, with_template
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.causal_lm import load_tokenizer
 
         found = load_tokenizer(model_folder(config.model))
@@ -135,7 +135,7 @@ class FineTuning:
 
     def plan(self, config: FineTuneConfig) -> list[RolePlan]:
         """The Ray Train workers."""
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.headers import tensor_shapes
         from rayrlhf.models.targets import adapter_size
 
@@ -148,7 +148,7 @@ class FineTuning:
 
     def run(self, config: FineTuneConfig, profile: Steps | None = None) -> str:
         """Train; returns the finished stage directory.  `profile`: the steps to record.  Ray is connected."""
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.training.launcher import fit
 
         parents, folder, rows = self.parents(config), model_folder(config.model), self.form(config)
@@ -167,7 +167,7 @@ class PreferenceTuning(FineTuning):
         return super().parents(config) | ({"reference": config.reference} if config.reference else {})
 
     def check(self, config: Any) -> None:
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.causal_lm import check_writes
 
         for key, path in (("model", config.model), ("reference", config.reference)):
@@ -176,7 +176,7 @@ class PreferenceTuning(FineTuning):
         super().check(config)
 
     def options(self, config: Any) -> dict[str, Any]:
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
 
         return {"reference": model_folder(config.reference or config.model), "stop_strings": config.stop_strings}
 

@@ -31,8 +31,7 @@ from typing import Any
 import fsspec
 
 from rayrlhf.environment import environment, versions
-from rayrlhf.errors import CheckpointError, ModelError
-from rayrlhf.models.peft_config import VIRTUAL
+from rayrlhf.errors import CheckpointError
 from rayrlhf.redaction import redacted, redacted_text
 
 MANIFEST = "stage.json"
@@ -99,7 +98,7 @@ class StageWriter:
         """`root` is `runs/NAME/STAGE`, local or an fsspec URI; an unfinished directory of the same step is replaced."""
         self.root, self.step, self.started = root.rstrip("/"), step, time.time()
         self._filesystem, self._remote_root = fsspec.core.url_to_fs(self.root)
-        self.is_local = "file" in _protocols(self._filesystem)
+        self.is_local = is_local(self._filesystem)
         self.name = f"step_{step:06d}"
         self.path = f"{self._remote_root if self.is_local else tempfile.mkdtemp(prefix='rayrlhf-')}/{self.name}"
         shutil.rmtree(self.path, ignore_errors=True)
@@ -217,7 +216,7 @@ def find_stage(path: str, kind: str | None = None) -> StageDir:
         if name is None:
             raise _no_stage(filesystem, root, pointer, path)
         where = f"{root}/{name}"
-    if "file" not in _protocols(filesystem):
+    if not is_local(filesystem):
         where = _download(filesystem, where)
     try:
         with open(f"{where}/{MANIFEST}", "rb") as file:
@@ -338,81 +337,6 @@ def _unreadable(where: str, why: str) -> CheckpointError:
     return CheckpointError(f"{where} cannot be read ({why}): remove that step or name another")
 
 
-def model_folder(path: str, takes_virtual_tokens: bool = False) -> str:
-    """The Hugging Face folder that `path` means: a stage directory's `model/`, or `path` itself.
-
-    Raises ModelError for none, and for a stage whose model is nothing without its virtual tokens unless
-    `takes_virtual_tokens`; CheckpointError as `find_stage`, and for an unfinished stage.
-    """
-    if path.startswith("hf://"):
-        raise ModelError(f"{path}: models of a hub are not fetched; download it (hf download NAME) and give the folder")
-    try:
-        filesystem, where = fsspec.core.url_to_fs(path.rstrip("/"))
-    except (ImportError, ValueError) as error:
-        raise ModelError(f"{path} cannot be reached: {error}") from error
-    if "file" in _protocols(filesystem) and os.path.isfile(f"{where}/config.json"):
-        return where
-    if (
-        "file" in _protocols(filesystem)
-        and not os.path.exists(where)
-        and posixpath.basename(where)
-        not in (
-            "latest",
-            "best",
-        )
-    ):
-        raise ModelError(
-            f"no model at {path}: there is no such directory. Give a stage directory (runs/NAME/STAGE) or a "
-            "Hugging Face folder with config.json, weights and tokenizer."
-        )
-    if "file" in _protocols(filesystem) and os.path.isdir(where):
-        _check_no_part(path, where)
-    stage = find_stage(path)
-    is_named_step = posixpath.basename(where) in ("best", posixpath.basename(stage.path))
-    if not stage.manifest["is_final"] and not is_named_step:
-        raise CheckpointError(
-            f"{path} is not finished: its newest checkpoint is of step {stage.manifest['step']}. Run the stage again, "
-            f"it goes on from there; or name that checkpoint itself, {path}/{posixpath.basename(stage.path)}"
-        )
-    kind = _peft_kind(stage)
-    if kind in VIRTUAL and not takes_virtual_tokens:
-        raise ModelError(
-            f"{path} was trained with peft.kind={kind}: its virtual tokens are no part of the weights, which are what "
-            "later stages, vLLM and the server read. `rayrlhf generate` and peft's PeftModel.from_pretrained("
-            "'.../model', '.../adapter') use them; for later stages train it with peft.kind=lora or ia3"
-        )
-    return stage.model_dir
-
-
-def _check_no_part(path: str, where: str) -> None:
-    """ModelError for a folder that is meant as a Hugging Face one and has no config.json."""
-    names = os.listdir(where)
-    if "adapter_config.json" in names:
-        raise ModelError(
-            f"{path} holds an adapter alone (adapter_config.json): merge it into its model (peft's merge_and_unload) "
-            "and give the folder of that"
-        )
-    found = [name for name in names if name.endswith((".safetensors", ".bin", ".gguf")) or name.startswith("tokenizer")]
-    if found and "config.json" not in names:
-        raise ModelError(
-            f"{path} has no config.json (found: {', '.join(sorted(names)[:8])}): copy the model again, whole"
-        )
-
-
-def virtual_tokens(path: str) -> str | None:
-    """The folder of the tuned prompt or prefix that belongs to the model of stage `path`; None without one."""
-    try:
-        stage = find_stage(path)
-    except CheckpointError:
-        return None  # a Hugging Face folder
-    return os.path.join(stage.path, "adapter") if _peft_kind(stage) in VIRTUAL else None
-
-
-def _peft_kind(stage: StageDir) -> str | None:
-    peft = stage.manifest["config"].get("peft")
-    return peft.get("kind") if isinstance(peft, dict) else None
-
-
 def stage_hash(path: str) -> str:
     """A short hash of what `path` means: of `stage.json` for a stage, a step or a folder inside one;
     for anything else of the files that a path or glob means: names, sizes, and contents (of more than
@@ -435,10 +359,10 @@ def stage_hash(path: str) -> str:
         files |= filesystem.find(found, detail=True)
     if not files:
         return ""
-    is_local, size = "file" in _protocols(filesystem), sum(entry["size"] for entry in files.values())
+    is_here, size = is_local(filesystem), sum(entry["size"] for entry in files.values())
     marks = []
     for name, entry in sorted(files.items()):
-        if is_local and size <= _HASHED_BYTES:
+        if is_here and size <= _HASHED_BYTES:
             mark: Any = _sha256(name)
         else:  # what changes with the content, as far as this file system tells
             mark = next((str(entry[key]) for key in ("ETag", "etag", "mtime", "LastModified") if entry.get(key)), "")
@@ -452,7 +376,7 @@ def _json(manifest: dict[str, Any]) -> str:
 
 def _write(filesystem: fsspec.AbstractFileSystem, path: str, text: str) -> None:
     """A local file is replaced in one step, so that no reader ever sees half of it."""
-    if "file" not in _protocols(filesystem):
+    if not is_local(filesystem):
         filesystem.pipe_file(path, text.encode())
         return
     with open(path + ".part", "w", encoding="utf-8") as file:
@@ -462,9 +386,10 @@ def _write(filesystem: fsspec.AbstractFileSystem, path: str, text: str) -> None:
     os.replace(path + ".part", path)
 
 
-def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether its paths are paths of this machine."""
     protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
 def _names(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:

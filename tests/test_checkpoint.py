@@ -7,8 +7,9 @@ import os
 import pytest
 
 from rayrlhf import checkpoint
-from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash, writing
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final, stage_hash, writing
 from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.model_folder import model_folder
 
 
 def write(root: str, step: int, text: str = "weights", **options) -> str:

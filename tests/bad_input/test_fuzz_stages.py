@@ -18,6 +18,7 @@ from rayrlhf.config import load
 from rayrlhf.errors import CheckpointError
 from rayrlhf.evaluation.report import write_summary
 from rayrlhf.evaluation.run_files import read_run
+from rayrlhf.model_folder import model_folder, virtual_tokens
 from rayrlhf.models.causal_lm import check_known, load_tokenizer
 from rayrlhf.watching.draw import draw
 from rayrlhf.watching.run import WatchedRun
@@ -41,9 +42,9 @@ def read_by_all(folder: Path) -> None:
     for path in (root, f"{root}/latest", f"{root}/best", f"{root}/step_000003"):
         found = refused(checkpoint.find_stage, path)
         assert not isinstance(found, Exception) or isinstance(found, CheckpointError)
-        refused(checkpoint.model_folder, path)
+        refused(model_folder, path)
         refused(checkpoint.stage_hash, path)
-        refused(checkpoint.virtual_tokens, path)
+        refused(virtual_tokens, path)
     config = load(SFTConfig, None, [one for one in SFT[1:] if "run.name" not in one] + ["run.name=done"])
     refused(lineage.check, root, config, {"model": root})
     refused(lineage.standing, root, config, {"model": root})

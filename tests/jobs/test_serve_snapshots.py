@@ -14,8 +14,9 @@ from jobs import serve_snapshots
 from jobs.serve_config import ServeConfig
 from jobs.serve_follow import Follower
 from jobs.serve_snapshots import FOLDER, STALE_S, Snapshots
-from rayrlhf.checkpoint import StageWriter, find_stage, make_final, model_folder, stage_hash
+from rayrlhf.checkpoint import StageWriter, find_stage, make_final, stage_hash
 from rayrlhf.errors import CheckpointError
+from rayrlhf.model_folder import model_folder
 from rayrlhf.watching.run import WatchedRun
 
 

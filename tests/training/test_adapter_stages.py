@@ -15,10 +15,11 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from jobs import generate
-from rayrlhf.checkpoint import find_stage, model_folder
+from rayrlhf.checkpoint import find_stage
 from rayrlhf.data.templates import encode_prompt
 from rayrlhf.errors import ModelError
 from rayrlhf.metrics import MetricsLog
+from rayrlhf.model_folder import model_folder
 from rayrlhf.models.adapters import with_adapter, with_virtual_tokens
 from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer
 from rayrlhf.models.forward import causal_logits

@@ -15,7 +15,7 @@ class Scorer:
     def __init__(self, config: CausalPerplexity) -> None:
         import torch
 
-        from rayrlhf.checkpoint import model_folder
+        from rayrlhf.model_folder import model_folder
         from rayrlhf.models.causal_lm import load_causal_lm, load_tokenizer
 
         torch.set_num_threads(1)

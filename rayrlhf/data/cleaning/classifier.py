@@ -99,7 +99,7 @@ def area(scores: Sequence[float], labels: Sequence[bool]) -> float:
 
 def build(config: QualityClassifier) -> Operator:
     """Drops for low_quality."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
 
     model = Classifier.load(model_folder(config.model))
 

@@ -113,7 +113,7 @@ def train(batches: Iterable[list[str]], order: int, min_count: int) -> NgramMode
 
 def build(config: NgramPerplexity) -> Operator:
     """Drops for high_perplexity and low_perplexity."""
-    from rayrlhf.checkpoint import model_folder
+    from rayrlhf.model_folder import model_folder
 
     model = NgramModel.load(model_folder(config.model))
 

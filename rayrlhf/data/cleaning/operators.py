@@ -109,7 +109,7 @@ def check(steps: Sequence[Step]) -> None:
         if step.kind in _ROW_STEPS:
             built(step.model_dump_json())
         elif isinstance(step, CausalPerplexity):
-            from rayrlhf.checkpoint import model_folder
+            from rayrlhf.model_folder import model_folder
             from rayrlhf.models.causal_lm import check_folder
 
             context = check_folder(model_folder(step.model))
