@@ -92,6 +92,16 @@ ROWS = (
     Row("PPO", "ppo", 8, 8.0, False),
     Row("SFT of SmolLM2-135M, LoRA", "sft", 8, 1.5, True, lora=RANK, folder=SMOLLM2),
     Row("GRPO of SmolLM2-135M, LoRA", "grpo", 6, 1.5, False, lora=RANK, folder=SMOLLM2),
+    Row(
+        "GRPO of SmolLM2-135M, LoRA, log-probs of the sampler",
+        "grpo",
+        6,
+        1.5,
+        False,
+        _SAMPLERS_LOGPROBS,
+        lora=RANK,
+        folder=SMOLLM2,
+    ),
     Row("sampling, 64 tokens each", "sampling", 8, 1.0, True),
     Row("sampling, texts that end by themselves", "sampling", 8, 1.0, True, (SPEAKER,), (SPEAKER,)),
 )
